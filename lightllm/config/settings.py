@@ -1,0 +1,138 @@
+"""The settings of one server or one offline engine. Every field is a command-line flag; its docstring is the help.
+
+"auto" values are None here; `lightllm.config.resolve` turns each into a value and a reason, and nothing is changed
+afterwards. This module knows neither torch nor the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightllm.errors import ConfigError
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+EstimatorName = Literal["conservative", "fixed"]
+PolicyName = Literal["fcfs"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which model, and in what form."""
+
+    model: str | None = None
+    """Directory in Hugging Face format, or a hub name; the bundled demo model when omitted."""
+    served_model_name: tuple[str, ...] = ()
+    """Names the API answers to; the model's own name when omitted."""
+    tokenizer: str | None = None
+    """Directory of the tokenizer; the model's own when omitted."""
+    chat_template: str | None = None
+    """File with a Jinja chat template that replaces the model's own."""
+    dtype: DTypeName = "auto"
+    """Type of weights and activations; auto: the checkpoint's on a GPU, float32 on a CPU."""
+    max_model_len: int | None = None
+    """Most tokens of prompt and output together; auto: the model's own limit, or what the KV pool holds if less."""
+    dummy: bool = False
+    """Random weights for a bare config.json, for benchmarks."""
+    seed: int = 0
+    """Seed of the dummy weights."""
+    allow_unknown_config_keys: bool = False
+    """Load a config.json with keys that lightllm does not know, at your own risk."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The device and its memory."""
+
+    device: DeviceName = "auto"
+    """Where the model runs; auto: cuda if there is a usable GPU."""
+    max_total_tokens: int | None = None
+    """Slots of the KV pool, one per token; auto: from the free memory."""
+    memory_fraction: float | None = None
+    """Share of the device's memory to use for weights, activations and KV; auto: 0.9 on a GPU, 0.5 of what is free
+    (at most 4 GiB of KV) on a CPU."""
+    cpu_threads: int | None = None
+    """Threads of the CPU backend; auto: one per core."""
+
+    def __post_init__(self) -> None:
+        _positive("max_total_tokens", self.max_total_tokens)
+        _positive("cpu_threads", self.cpu_threads)
+        if self.memory_fraction is not None and not 0.0 < self.memory_fraction <= 1.0:
+            raise ConfigError(f"memory_fraction must lie in (0, 1], got {self.memory_fraction}")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """Who runs next, and how much of it at once."""
+
+    max_running: int = 256
+    """Most requests that run at the same time."""
+    max_step_tokens: int | None = None
+    """Token budget of one step, prompt chunks and decodes together; auto: 8192 on a GPU, 512 on a CPU."""
+    chunk_size: int | None = None
+    """Longest piece of one prompt computed in one step; auto: the token budget."""
+    max_waiting: int = 4096
+    """Most requests that wait; beyond it a request is refused with 429."""
+    prefix_cache: bool = True
+    """Keep the KV of finished prompts and share it with requests that begin alike."""
+    policy: PolicyName = "fcfs"
+    """Order in which waiting requests are admitted."""
+    estimator: EstimatorName = "conservative"
+    """How many more tokens a request is expected to need; conservative: all of max_tokens."""
+    fixed_output_len: int = 256
+    """Output length that the estimator "fixed" expects of every request."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_step_tokens", "chunk_size", "max_waiting", "fixed_output_len"):
+            _positive(name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The HTTP front door."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on; 0 picks a free one."""
+    frontends: int = 1
+    """HTTP and tokenization processes that share the port."""
+    api_key: tuple[str, ...] = ()
+    """Keys of which a client must present one; open when omitted."""
+    max_body_bytes: int = 32 * 1024 * 1024
+    """Largest request body."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins allowed by CORS; "*" for any."""
+    drain_seconds: float = 30.0
+    """After SIGTERM, how long running requests may take to finish."""
+    start_seconds: float = 600.0
+    """How long a worker may take to become ready."""
+    root_path: str = ""
+    """Path prefix added by a reverse proxy."""
+    access_log: bool = False
+    """Log every request."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
+        for name in ("frontends", "max_body_bytes"):
+            _positive(name, getattr(self, name))
+        for name in ("drain_seconds", "start_seconds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything one server needs to know."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
+
+
+def _positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,1 @@
+"""What crosses a process or a floor: sampling parameters, messages, step plans, and their codec."""

@@ -1,0 +1,196 @@
+"""The messages that travel between the processes of one server.
+
+    frontend ──Submit, Abort──▶ engine ──Open, TokenBatch──▶ detokenizer ──TextBatch──▶ frontend
+                                  ▲                               │
+                                  └────────────Abort──────────────┘   a stop string was found
+
+Frozen structs, encoded as msgpack arrays with a schema, never pickled. Token ids travel as packed int32 bytes.
+Exactly one terminal message (a `finish` or an `error`) follows every accepted Submit.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lightllm.protocol.sampling_params import SamplingParams
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. The first two are what OpenAI clients see."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    pass
+
+
+class Submit(Message, tag="submit", frozen=True):
+    """A request to generate. `prompt` is packed int32; `seed` is always set here, drawn if the caller gave none.
+
+    `bad_words` are token id sequences never to complete; `cache_salt` keeps prefix reuse within one salt;
+    `arrival` is seconds on the machine's monotonic clock.
+    """
+
+    request_id: int
+    prompt: bytes
+    params: SamplingParams
+    max_tokens: int
+    seed: int
+    arrival: float
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    cache_salt: str = ""
+    priority: int = 0
+
+
+class Abort(Message, tag="abort", frozen=True):
+    """Stop these requests now; an id that is unknown or finished is ignored."""
+
+    request_ids: tuple[int, ...]
+
+
+class AbortFrontend(Message, tag="abort_frontend", frozen=True):
+    """A frontend died: stop everything it had submitted (request ids whose upper bits name it)."""
+
+    frontend: int
+
+
+class Open(Message, tag="open", frozen=True):
+    """Engine to detokenizer: a request exists. Carries what turning ids into text needs."""
+
+    request_id: int
+    prompt_tail: bytes
+    stop: tuple[str, ...]
+    include_stop: bool
+    min_tokens: int
+    skip_special_tokens: bool
+    spaces_between_special_tokens: bool
+
+
+class TopLogprobs(Message, frozen=True):
+    """Log-probabilities (natural log) of one position: the chosen id, its rank, and the likeliest ids in order."""
+
+    logprob: float
+    rank: int
+    top_ids: bytes
+    top_values: bytes
+
+    def pairs(self) -> list[tuple[int, float]]:
+        ids = np.frombuffer(self.top_ids, np.int32)
+        values = np.frombuffer(self.top_values, np.float32)
+        return list(zip(ids.tolist(), values.tolist(), strict=True))
+
+
+class TokenOutput(Message, frozen=True):
+    """What one step gave one request. `finish` marks the terminal message; `error` is (code, message).
+
+    `prompt_logprobs` arrive in pieces, in order; its first entry for position 0 is None.
+    """
+
+    request_id: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TopLogprobs, ...] = ()
+    finish: FinishReason | None = None
+    stop_token: int | None = None
+    cached_tokens: int = 0
+    prompt_logprobs: tuple[TopLogprobs | None, ...] = ()
+    error: tuple[str, str] | None = None
+
+
+class TokenBatch(Message, tag="tokens", frozen=True):
+    """Everything one engine step has to say."""
+
+    outputs: tuple[TokenOutput, ...]
+
+
+class EngineStarted(Message, tag="engine_started", frozen=True):
+    """A new engine process took over: whatever an earlier one had open is gone."""
+
+    generation: int
+
+
+class TextOutput(Message, frozen=True):
+    """The detokenizer's word on one request: new text that will not change any more, and the ids behind it."""
+
+    request_id: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TopLogprobs, ...] = ()
+    finish: FinishReason | None = None
+    stop_reason: str | int | None = None
+    cached_tokens: int = 0
+    prompt_logprobs: tuple[TopLogprobs | None, ...] = ()
+    error: tuple[str, str] | None = None
+
+
+class TextBatch(Message, tag="text", frozen=True):
+    outputs: tuple[TextOutput, ...]
+
+
+class Ready(Message, tag="ready", frozen=True):
+    """Worker to supervisor: up. `facts` is what others may want to know (pool size, device, reasons)."""
+
+    worker: str
+    facts: dict[str, Any]
+
+
+class StartFailed(Message, tag="start_failed", frozen=True):
+    """Worker to supervisor: cannot start, and why, in words for a person."""
+
+    worker: str
+    code: str
+    message: str
+
+
+class WorkerState(Message, tag="worker_state", frozen=True):
+    """Supervisor to frontends: a worker came up or went down."""
+
+    worker: str
+    up: bool
+    generation: int
+    message: str = ""
+    facts: dict[str, Any] = {}
+
+
+class Drain(Message, tag="drain", frozen=True):
+    """Supervisor to a worker: refuse new work, finish what runs within `deadline_s`, then leave."""
+
+    deadline_s: float
+
+
+class Die(Message, tag="die", frozen=True):
+    """Supervisor to a worker: leave now."""
+
+
+EngineInbox = Submit | Abort | AbortFrontend | Drain | Die
+DetokenizerInbox = Open | TokenBatch | EngineStarted | AbortFrontend | Drain | Die
+FrontendInbox = TextBatch | WorkerState | EngineStarted | Drain | Die
+SupervisorInbox = Ready | StartFailed
+
+FRONTEND_SHIFT = 48
+
+
+def make_request_id(frontend: int, counter: int) -> int:
+    """A process-wide id: frontend index in the upper bits, a counter below."""
+    return (frontend << FRONTEND_SHIFT) | counter
+
+
+def frontend_of(request_id: int) -> int:
+    return request_id >> FRONTEND_SHIFT
+
+
+def pack_ids(ids: Any) -> bytes:
+    """Token ids (list or integer array) as packed int32."""
+    return np.asarray(ids, dtype=np.int32).tobytes()
+
+
+def unpack_ids(data: bytes) -> NDArray[np.int32]:
+    return np.frombuffer(data, dtype=np.int32)

@@ -1,0 +1,1 @@
+"""Who runs next: requests, order policies, length estimators, the future peak, and the step planner. No torch."""
