@@ -1,0 +1,24 @@
+"""Tool calls and reasoning in a model's output, found while the text arrives. One file per format."""
+
+from lightllm.text.parsers.events import (
+    ParserEvent,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+    merge_events,
+)
+from lightllm.text.parsers.registry import OutputParser, create_parser, detect, prompt_opens_reasoning
+
+__all__ = [
+    "OutputParser",
+    "ParserEvent",
+    "ReasoningDelta",
+    "TextDelta",
+    "ToolCallArguments",
+    "ToolCallStart",
+    "create_parser",
+    "detect",
+    "merge_events",
+    "prompt_opens_reasoning",
+]
