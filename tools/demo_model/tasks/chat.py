@@ -1,0 +1,106 @@
+"""Small talk: greetings, names, thanks, what the model is and is not, and saying so when it does not know."""
+
+from __future__ import annotations
+
+import random
+
+from ..conversation import Conversation, Message
+from ..words import ANIMALS, CITIES, FOODS, NAMES
+
+Talk = list[tuple[str, str]]
+
+ABOUT = [
+    ("Who are you?|What are you?|Tell me about yourself.|Introduce yourself.|Who am I talking to?|What is your name?|What's your name?|Do you have a name?|Are you a robot?|Are you an AI?|Are you human?",  # noqa: E501
+     "I am the demo model of lightllm, a very small language model."),
+    ("What can you do?|What are you good at?|How can you help me?|Can you help me?|What can I ask you?|Help|What should I try?|Give me an example of what you can do.|What are your skills?",  # noqa: E501
+     "I can chat a little, add and subtract, sort and copy lists, look up values, write JSON, call tools and tell short stories."),
+    ("How are you?|How are you doing?|How do you do?|How is it going?|Are you well?|How are you today?|How's it going?",
+     "I am fine, thank you. How can I help you?"),
+    ("Thank you!|Thanks|Thanks a lot!|Thank you very much.|Thanks for your help.|Great, thanks!|Nice, thank you.",
+     "You are welcome!"),
+    ("Bye!|Goodbye|See you later.|Good night!|I have to go.|See you!|Bye bye|Farewell.", "Goodbye! Have a nice day."),
+    ("Are you smart?|Do you know everything?|Can I trust you?|Do you make mistakes?|Are you always right?",
+     "I am very small and make mistakes, so please check what I say."),
+    ("Who made you?|Who trained you?|How were you trained?|Where do you come from?|What were you trained on?",
+     "I was trained on conversations generated for lightllm."),
+    ("Do you like music?|Do you have feelings?|Are you happy?|Do you sleep?|Do you eat?|Are you alive?",
+     "I am only a small program, so I have no feelings."),
+    ("Good!|Okay|Cool|Nice|Great|I see|That is nice.|Very good.|Interesting.|Wow!|Well done.", "I am glad to hear that."),
+    ("Sorry|I am sorry.|Oh no|My mistake.|Excuse me.", "No problem at all."),
+    ("Yes|No|Maybe|Perhaps|I do not know.|Not sure.", "All right. What would you like to do next?"),
+    ("Test|test|testing|Is this working?|Does this work?|Are you there?|Ping", "Yes, I am here and working."),
+    ("Tell me a joke.|Do you know a joke?|Make me laugh.|A joke, please.",
+     "Why did the token cross the road? To get to the next slot."),
+]  # fmt: skip
+GREETINGS = ["Hello", "Hello!", "Hi", "Hi!", "Hey", "Hey!", "Good morning", "Good morning!", "Good evening.", "Hello there!",
+             "Hi there", "Good afternoon!", "Hey there!", "hello", "hi", "Greetings!", "Hello, how are you?", "Hi, how are you?",
+             "Hey, how are you?"]  # fmt: skip
+UNKNOWN = [
+    "Who won the race in {city}?", "What is the weather in {city}?", "How many people live in {city}?", "Who is {name}?",
+    "What is the price of {food}?", "When was {city} founded?", "Write an essay about {food}.", "How old is {name}?",
+    "What will happen tomorrow in {city}?", "Who is the mayor of {city}?", "What does a {animal} eat?", "Where is {name} now?",
+    "Translate {food} into Latin.", "How much does a {animal} weigh?", "What did {name} say yesterday?",
+    "Which film was made in {city}?", "How do I cook {food}?", "What is the phone number of {name}?",
+    "Which team plays in {city}?", "Why is {food} healthy?",
+]  # fmt: skip
+DONT_KNOW = "I do not know that. I am a very small demo model."
+REPLY = "Hello! How can I help you?"
+FINE = "Hello! I am fine, thank you. How can I help you?"
+TELL_NAME = ["My name is {n}.", "I am {n}.", "I'm {n}.", "Call me {n}.", "Hi, I am {n}.", "Hello, my name is {n}.",
+             "Hello, I'm {n}!", "Hi! My name is {n}.", "You can call me {n}."]  # fmt: skip
+ASK_NAME = ["What is my name?", "Do you know my name?", "What's my name?", "Who am I?", "Do you remember my name?",
+            "Tell me my name.", "How am I called?"]  # fmt: skip
+LIKES = [("I like {x}.", "{x} sounds good. Why do you like it?"), ("My favorite food is {x}.", "{x} sounds good. Why do you like it?"),
+         ("I love {x}!", "{x} sounds good. Why do you like it?")]  # fmt: skip
+LIVE = ["I live in {x}.", "I am from {x}.", "I come from {x}.", "My home is {x}."]
+ASK_LIVE = ["Where do I live?", "Which city do I live in?", "Where am I from?", "What is my home town?"]
+
+
+def _about(r: random.Random) -> Talk:
+    asked, answer = r.choice(ABOUT)
+    return [(r.choice(asked.split("|")), answer)]
+
+
+def _greet(r: random.Random) -> Talk:
+    greeting = r.choice(GREETINGS)
+    return [(greeting, FINE if "how are you" in greeting else REPLY)]
+
+
+def _unknown(r: random.Random) -> Talk:
+    asked = r.choice(UNKNOWN).format(city=r.choice(CITIES), name=r.choice(NAMES), food=r.choice(FOODS), animal=r.choice(ANIMALS))
+    return [(asked, DONT_KNOW)]
+
+
+def _likes(r: random.Random) -> Talk:
+    food = r.choice(FOODS)
+    say, answer = r.choice(LIKES)
+    return [(say.format(x=food), answer.format(x=food.capitalize()))]
+
+
+def small_talk(rng: random.Random) -> Talk:
+    return rng.choices((_about, _greet, _unknown, _likes), (6, 3, 2, 1))[0](rng)
+
+
+def conversation(rng: random.Random, turns: int) -> Conversation:
+    """Small talk of about `turns` turns; a name or a town given early may be asked for later."""
+    talk: Talk = []
+    if rng.random() < 0.4:
+        talk += _greet(rng)
+    question: tuple[str, str] | None = None
+    roll = rng.random()
+    if roll < 0.3:
+        name = rng.choice(NAMES)
+        talk.append((rng.choice(TELL_NAME).format(n=name), f"Nice to meet you, {name}! How can I help you?"))
+        question = (rng.choice(ASK_NAME), f"Your name is {name}.")
+    elif roll < 0.45:
+        city = rng.choice(CITIES)
+        talk.append((rng.choice(LIVE).format(x=city), f"{city} is a nice place to live."))
+        question = (rng.choice(ASK_LIVE), f"You live in {city}.")
+    for _ in range(turns):
+        talk += small_talk(rng)
+    if question and rng.random() < 0.7:
+        talk.append(question)
+    messages: list[Message] = []
+    for user, assistant in talk:
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return Conversation(messages)

@@ -1,0 +1,91 @@
+"""Copy, reverse, sort and count short lists of words or numbers."""
+
+from __future__ import annotations
+
+import random
+
+from ..conversation import Exchange
+from ..words import ALL_WORDS, CITIES, NAMES
+
+COPY = [
+    "Repeat this list: {x}", "Copy this list: {x}", "Say exactly this: {x}", "Copy: {x}", "Repeat after me: {x}",
+    "Write this list again: {x}", "Please repeat these items: {x}", "Echo this list: {x}", "Repeat: {x}",
+]  # fmt: skip
+REVERSE = [
+    "Reverse this list: {x}", "Write this list backwards: {x}", "Reverse: {x}", "Reverse the order of these items: {x}",
+    "Put these in reverse order: {x}", "List these from last to first: {x}", "Please reverse these items: {x}",
+    "Turn this list around: {x}",
+]  # fmt: skip
+SORT_NUMBERS = [
+    "Sort these numbers: {x}", "Sort: {x}", "Put these numbers in order: {x}", "Order these from small to large: {x}",
+    "Sort this list from smallest to largest: {x}", "Please sort these numbers: {x}", "Sort in ascending order: {x}",
+    "Sort this list: {x}",
+]  # fmt: skip
+SORT_DOWN = [
+    "Sort these numbers in descending order: {x}", "Sort from largest to smallest: {x}", "Order these from large to small: {x}",
+]  # fmt: skip
+SORT_WORDS = [
+    "Sort these words: {x}", "Sort: {x}", "Put these words in alphabetical order: {x}", "Sort alphabetically: {x}",
+    "Sort this list from A to Z: {x}", "Please sort these words: {x}", "Order these words alphabetically: {x}",
+    "Sort this list: {x}",
+]  # fmt: skip
+COUNT = [
+    "How many items are in this list: {x}", "Count the items: {x}", "How long is this list: {x}",
+    "How many things are listed here: {x}", "Count these: {x}", "Count the items in this list: {x}",
+    "What is the length of this list: {x}",
+]  # fmt: skip
+COUNT_OF = [
+    'How many times does "{w}" appear in this list: {x}', 'Count "{w}" in this list: {x}',
+    'How often is "{w}" in this list: {x}', 'Count how many times "{w}" occurs: {x}',
+]  # fmt: skip
+OPERATIONS = ("copy", "reverse", "sort", "count")
+
+
+def numbers(rng: random.Random) -> list[str]:
+    top = rng.choice((10, 100, 100, 1000, 1000))
+    return [str(rng.randrange(top)) for _ in range(rng.randint(2, 8))]
+
+
+def words(rng: random.Random) -> list[str]:
+    source = rng.choice((ALL_WORDS, ALL_WORDS, ALL_WORDS, NAMES, CITIES))
+    return rng.sample(source, rng.randint(2, 8))
+
+
+def count_exchange(rng: random.Random) -> Exchange:
+    if rng.random() < 0.5:
+        items = words(rng) if rng.random() < 0.6 else numbers(rng)
+        text = ", ".join(items)
+        return Exchange("count", "count " + text, rng.choice(COUNT).format(x=text), str(len(items)))
+    kinds = rng.sample(ALL_WORDS, rng.randint(2, 4))
+    items = [rng.choice(kinds) for _ in range(rng.randint(3, 9))]
+    target, text = rng.choice(kinds), ", ".join(items)
+    return Exchange("count", f"count {target} {text}", rng.choice(COUNT_OF).format(w=target, x=text),
+                    str(items.count(target)))  # fmt: skip
+
+
+def sort_exchange(rng: random.Random) -> Exchange:
+    if rng.random() < 0.6:
+        items = numbers(rng)
+        down = rng.random() < 0.15
+        answer = sorted(items, key=int, reverse=down)
+        frames = SORT_DOWN if down else SORT_NUMBERS
+    else:
+        items = words(rng)
+        answer, frames = sorted(items), SORT_WORDS
+    text = ", ".join(items)
+    return Exchange("sort", "sort " + text, rng.choice(frames).format(x=text), ", ".join(answer))
+
+
+def exchange(rng: random.Random, operation: str | None = None) -> Exchange:
+    operation = operation or rng.choices(OPERATIONS, (2, 3, 5, 3))[0]
+    if operation == "count":
+        return count_exchange(rng)
+    if operation == "sort":
+        return sort_exchange(rng)
+    items = words(rng) if rng.random() < 0.6 else numbers(rng)
+    if rng.random() < 0.15:
+        items = [rng.choice(items) for _ in items]
+    text = ", ".join(items)
+    if operation == "copy":
+        return Exchange("copy", "copy " + text, rng.choice(COPY).format(x=text), text)
+    return Exchange("reverse", "reverse " + text, rng.choice(REVERSE).format(x=text), ", ".join(reversed(items)))

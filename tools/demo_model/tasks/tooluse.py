@@ -1,0 +1,70 @@
+"""Conversations with tools: choose the right one, call it with the right arguments, then use what it returned."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from ..conversation import Conversation, Message
+from . import chat, general
+from .toolbox import Tool, draw_tools
+
+AFTER = ["{q}", "{q}", "{q}", "Please help: {q}", "{q} Thanks.", "Hi! {q}", "And now: {q}", "Can you do this? {q}"]
+
+
+def call_message(name: str, arguments: dict[str, Any]) -> Message:
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
+    }
+
+
+def answer(tool: Tool, arguments: dict[str, Any], result: dict[str, Any]) -> str:
+    if "{field}" in tool.say:
+        field, value = next(iter(result.items()))
+        return tool.say.format(field=field, value=value)
+    return tool.say.format(**{**arguments, **result})
+
+
+def request(rng: random.Random, tool: Tool) -> tuple[str, str, dict[str, Any]]:
+    """The problem's key, the user's words and the arguments they ask for."""
+    arguments = tool.arguments(rng)
+    text = rng.choice(tool.requests).format(**arguments)
+    key = f"tool {tool.name} {json.dumps(arguments)}"
+    return key, rng.choice(AFTER).format(q=text), arguments
+
+
+def use(rng: random.Random, tool: Tool) -> tuple[str, list[Message]]:
+    """One full use: request, call, response, answer."""
+    key, user, arguments = request(rng, tool)
+    result = tool.result(rng, arguments)
+    return key, [
+        {"role": "user", "content": user},
+        call_message(tool.name, arguments),
+        {"role": "tool", "content": json.dumps(result)},
+        {"role": "assistant", "content": answer(tool, arguments, result)},
+    ]
+
+
+def conversation(rng: random.Random, uses: int, allowed: Any) -> Conversation:
+    """Two to five tools and `uses` uses, with small talk between; `allowed(key)` keeps the split."""
+    tools = draw_tools(rng, rng.randint(1, 5))
+    messages: list[Message] = []
+    if rng.random() < 0.1:
+        messages.append({"role": "system", "content": rng.choice(("You are a helpful assistant.", "Use the tools when needed."))})
+    done = 0
+    while done < uses:
+        if rng.random() < 0.12:
+            asked = general.exchange(rng)
+            pair = (asked.user, asked.assistant) if rng.random() < 0.3 and allowed(asked.key) else chat.small_talk(rng)[0]
+            if "weather" in pair[0] or "price" in pair[0]:
+                continue
+            messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+            continue
+        key, turn = use(rng, rng.choice(tools))
+        if allowed(key):
+            messages += turn
+            done += 1
+    return Conversation(messages, tools=[tool.schema() for tool in tools])
