@@ -71,9 +71,7 @@ def _write(open_writer: Callable[[], Send], count: int, size: int, pace: float) 
 def _measure(make_ends: Any, count: int, size: int, pace: float) -> tuple[float, list[float]]:
     """Messages a second, and the sorted one-way latencies in microseconds."""
     open_writer, receive, close = make_ends()
-    process = multiprocessing.get_context("fork").Process(
-        target=_write, args=(open_writer, count, size, pace)
-    )
+    process = multiprocessing.get_context("fork").Process(target=_write, args=(open_writer, count, size, pace))
     process.start()
     stamps: list[tuple[int, bytes]] = []
     while len(stamps) < count:

@@ -69,9 +69,7 @@ class Ring:
         segment = Segment.create(layout.CONTROL_BYTES + capacity, "lightllm-ring")
         segment.words[layout.MAGIC_WORD] = layout.MAGIC
         segment.words[layout.CAPACITY_WORD] = capacity
-        segment.words[layout.CHECKSUM_WORD] = (
-            not layout.stores_stay_ordered() if checksum is None else checksum
-        )
+        segment.words[layout.CHECKSUM_WORD] = not layout.stores_stay_ordered() if checksum is None else checksum
         return cls(segment, Doorbell.create(), Doorbell.create())
 
     @classmethod
@@ -135,9 +133,7 @@ class RingWriter:
         """
         size = len(data)
         if size > self.max_message_bytes:
-            raise ProtocolError(
-                f"message of {size} bytes is over the limit of {self.max_message_bytes} bytes"
-            )
+            raise ProtocolError(f"message of {size} bytes is over the limit of {self.max_message_bytes} bytes")
         if not self._backlog and size <= self._fragment_bytes and self._has_room(size):
             self._put(WHOLE, data)
             self._publish()

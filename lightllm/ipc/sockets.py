@@ -52,9 +52,7 @@ class SocketSender(Sender[T_contra]):
     def send(self, message: T_contra) -> None:
         data = self._encode(message)
         if len(data) > self.max_message_bytes:
-            raise ProtocolError(
-                f"message of {len(data)} bytes is over the limit of {self.max_message_bytes} bytes"
-            )
+            raise ProtocolError(f"message of {len(data)} bytes is over the limit of {self.max_message_bytes} bytes")
         try:
             self._socket.send(data, zmq.DONTWAIT)
         except zmq.Again:
