@@ -32,6 +32,9 @@ class Sender(Protocol[T_contra]):
     def flush(self) -> bool:
         """Moves what waits for room on its way; True when nothing waits."""
 
+    def fileno(self) -> int | None:
+        """Readable when there is room for what waits, then call `flush`; None if nothing ever waits here."""
+
     def close(self) -> None: ...
 
 
@@ -66,7 +69,6 @@ class RingSender(Sender[T_contra]):
         return self.writer.flush()
 
     def fileno(self) -> int:
-        """Readable when there is room for a waiting backlog; then call `flush`."""
         return self.writer.fileno()
 
     def close(self) -> None:
@@ -113,6 +115,9 @@ class LocalSender(Sender[T]):
 
     def flush(self) -> bool:
         return True
+
+    def fileno(self) -> None:
+        """Nothing ever waits."""
 
     def close(self) -> None:
         """Nothing is held; the receiver keeps what was sent."""

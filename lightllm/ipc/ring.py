@@ -77,6 +77,7 @@ class Ring:
         """The ring behind inherited descriptors, which it then owns. Raises ProtocolError if it is none."""
         segment = Segment(handle.memory)
         if len(segment.bytes_) < layout.CONTROL_BYTES or segment.words[layout.MAGIC_WORD] != layout.MAGIC:
+            segment.close()
             raise ProtocolError(f"file descriptor {handle.memory} is not a lightllm ring")
         return cls(segment, Doorbell(*handle.message_bell), Doorbell(*handle.room_bell))
 

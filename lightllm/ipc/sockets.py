@@ -62,6 +62,9 @@ class SocketSender(Sender[T_contra]):
         """True: ZeroMQ moves its own backlog."""
         return True
 
+    def fileno(self) -> None:
+        """Nothing waits on this side of ZeroMQ."""
+
     def close(self) -> None:
         """Waits in the background up to a second for the backlog to leave."""
         self._socket.close()

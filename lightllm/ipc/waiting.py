@@ -32,10 +32,10 @@ class Armable(Protocol):
 
 
 class Flushable(Protocol):
-    """A sender whose backlog wants room; `fileno` is readable when there is some."""
+    """A sender whose backlog wants room; `fileno` is readable when there is some, None if it never waits."""
 
     def flush(self) -> bool: ...
-    def fileno(self) -> int: ...
+    def fileno(self) -> int | None: ...
 
 
 class Receiver(Generic[T]):
@@ -96,7 +96,8 @@ class Poller(Generic[R]):
         self._senders = list(senders)
         self._poll = select.poll()
         for fd in (*(end.fileno() for end in self._receivers), *(end.fileno() for end in self._senders)):
-            self._poll.register(fd, select.POLLIN)
+            if fd is not None:
+                self._poll.register(fd, select.POLLIN)
 
     def wait(self, timeout: float | None = None) -> list[R]:
         """The receivers that have work, in the order given; empty after `timeout` seconds (None: never).
@@ -154,6 +155,8 @@ def _wake(future: "asyncio.Future[None]") -> None:
 
 
 async def drain(sender: Flushable) -> None:
-    """Waits until the backlog of `sender` is in the ring."""
+    """Waits until the backlog of `sender` is on its way; for one task at a time."""
     while not sender.flush():
-        await _readable(sender.fileno(), BACKSTOP)
+        fd = sender.fileno()
+        assert fd is not None, "a sender that cannot wait has nothing to flush"
+        await _readable(fd, BACKSTOP)

@@ -3,6 +3,7 @@
 import os
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -202,8 +203,9 @@ def test_one_sleep_is_one_ring(ring, monkeypatch):
 def test_attaching_to_something_else_is_refused():
     ring = Ring.create(CAPACITY)
     ring.segment.words[layout.MAGIC_WORD] = 0
+    handle = msgspec.structs.replace(ring.handle(), memory=os.dup(ring.segment.fd))
     with pytest.raises(ProtocolError, match="not a lightllm ring"):
-        Ring.attach(ring.handle())
+        Ring.attach(handle)
     ring.close()
 
 

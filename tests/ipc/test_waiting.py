@@ -102,7 +102,7 @@ def test_poller_moves_a_backlog_while_it_sleeps(ring):
     wake, receiver = local_channel()
     reading = threading.Thread(target=read)
     reading.start()
-    poller = Poller([receiver], [sender])
+    poller = Poller([receiver], [sender, wake])
     assert poller.wait(10) == [receiver]
     reading.join()
     assert received == [message, b"after"]
