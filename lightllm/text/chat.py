@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatTemplate", "TemplateTraits", "check_template_kwargs", "normalise_messages", "read_traits"]
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-CONTINUE_MARK = (
-    "CONTINUE_FINAL_MESSAGE_TAG "  # the trailing space shows whether the template trims, as in Transformers
-)
+CONTINUE_MARK = "CONTINUE_FINAL_MESSAGE_TAG "  # the trailing space shows whether the template trims, as in Transformers
 MISSING = (
     "this model has no chat template, so it cannot answer chat messages; start the server with a template "
     "file, add chat_template.jinja to the model directory, or use text completions"
@@ -94,9 +92,7 @@ class ChatTemplate:
         name = "tool_use" if tools is not None and "tool_use" in self._compiled else "default"
         if name not in self._compiled:
             names = ", ".join(sorted(self._compiled))
-            raise InvalidRequest(
-                f"this model has chat templates named {names}, but no default", param="messages"
-            )
+            raise InvalidRequest(f"this model has chat templates named {names}, but no default", param="messages")
         return self._compiled[name]
 
 
@@ -135,8 +131,7 @@ def read_traits(source: str) -> TemplateTraits:
         roles=frozenset(re.findall(r"['\"]([A-Za-z][\w-]*)['\"]", source)),
         knows_developer=re.search(r"['\"]developer['\"]", source) is not None,
         iterates_parts=loops is not None,
-        takes_string_content=re.search(r"content['\"\]]*\s+is\s+(?:not\s+)?string", source) is not None
-        or not loops,
+        takes_string_content=re.search(r"content['\"\]]*\s+is\s+(?:not\s+)?string", source) is not None or not loops,
         takes_string_arguments=re.search(r"arguments['\"\]]*\s+is\s+(?:not\s+)?string", source) is not None,
         tests_none_content=re.search(r"content['\"\]]*\s+is\s+(?:not\s+)?none", source) is not None,
     )
@@ -145,7 +140,8 @@ def read_traits(source: str) -> TemplateTraits:
 def _objects(values: Sequence[Mapping[str, Any]] | None, name: str) -> list[Any] | None:
     if values is None:
         return None
-    if isinstance(values, str | Mapping) or not all(isinstance(value, Mapping) for value in values):
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_list or not all(isinstance(value, Mapping) for value in values):
         raise InvalidRequest(f"{name} must be a list of objects", param=name)
     plain: list[Any] = plain_data(list(values), name)
     return plain

@@ -86,14 +86,12 @@ def _added_tokens(directory: Path, config: dict[str, Any]) -> tuple[AddedToken, 
     section = config.get("added_tokens_decoder", {})
     try:
         return tuple(_token(section[key]) for key in sorted(section, key=int))
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         path = directory / "tokenizer_config.json"
         raise CheckpointError(f"{path}: added_tokens_decoder maps ids to token objects; {error}") from error
 
 
-def _named_tokens(
-    directory: Path, config: dict[str, Any], known: dict[str, AddedToken]
-) -> dict[str, AddedToken]:
+def _named_tokens(directory: Path, config: dict[str, Any], known: dict[str, AddedToken]) -> dict[str, AddedToken]:
     """`bos_token` and the like, and the model's own (`image_token`), standard names first."""
     own = [key for key in config if key.endswith("_token") and key not in STANDARD_NAMES]
     own = [key for key in own if isinstance(config[key], str | dict)]
@@ -103,16 +101,12 @@ def _named_tokens(
     return {key: _special(directory, key, value, known) for key, value in values.items()}
 
 
-def _extra_tokens(
-    directory: Path, config: dict[str, Any], known: dict[str, AddedToken]
-) -> tuple[AddedToken, ...]:
+def _extra_tokens(directory: Path, config: dict[str, Any], known: dict[str, AddedToken]) -> tuple[AddedToken, ...]:
     values = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if isinstance(values, dict):
         return ()
     if not isinstance(values, list):
-        raise CheckpointError(
-            f"{directory}: extra_special_tokens must be a list, not {type(values).__name__}"
-        )
+        raise CheckpointError(f"{directory}: extra_special_tokens must be a list, not {type(values).__name__}")
     return tuple(_special(directory, "extra_special_tokens", value, known) for value in values)
 
 
@@ -129,9 +123,7 @@ def _special(directory: Path, key: str, value: Any, known: dict[str, AddedToken]
 
 def _token(fields: dict[str, Any]) -> AddedToken:
     flags = {
-        key: bool(fields[key])
-        for key in ("lstrip", "rstrip", "single_word", "normalized", "special")
-        if key in fields
+        key: bool(fields[key]) for key in ("lstrip", "rstrip", "single_word", "normalized", "special") if key in fields
     }
     return AddedToken(fields["content"], **flags)
 
@@ -154,9 +146,7 @@ def _chat_templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
         section = {item.get("name"): item.get("template") for item in section}
     if isinstance(section, dict) and all(isinstance(text, str) for pair in section.items() for text in pair):
         return section
-    raise CheckpointError(
-        f"{directory}: chat_template must be a string or a list of {{name, template}} objects"
-    )
+    raise CheckpointError(f"{directory}: chat_template must be a string or a list of {{name, template}} objects")
 
 
 def _read_template(path: Path) -> str:

@@ -58,9 +58,7 @@ class Detokenizer:
         elif kind == "pieces":
             self._stream = _PieceStream(tokenizer, prompt_tail, skip_special_tokens)
         else:
-            self._stream = _WindowStream(
-                tokenizer, prompt_tail, skip_special_tokens, spaces_between_special_tokens
-            )
+            self._stream = _WindowStream(tokenizer, prompt_tail, skip_special_tokens, spaces_between_special_tokens)
         self.push = self._stream.push
         """Take the next ids, return the text that is now certain; never part of a character."""
 
@@ -173,9 +171,7 @@ class _WindowStream:
         self._last_special = False
 
     def push(self, ids: Sequence[int]) -> str:
-        return "".join(
-            [self._push_one(token_id) for token_id in ids if token_id in self._tokenizer.vocabulary]
-        )
+        return "".join([self._push_one(token_id) for token_id in ids if token_id in self._tokenizer.vocabulary])
 
     def flush(self) -> str:
         return self._advance(self._text())

@@ -89,9 +89,7 @@ def _role(role: Any, place: str, traits: TemplateTraits) -> str:
         return "system"
     if role not in STANDARD_ROLES and role not in traits.roles:
         known = ", ".join(sorted(STANDARD_ROLES))
-        raise InvalidRequest(
-            f"{place}.role {role!r} is not known; it must be one of {known}", param=f"{place}.role"
-        )
+        raise InvalidRequest(f"{place}.role {role!r} is not known; it must be one of {known}", param=f"{place}.role")
     return role
 
 
@@ -115,9 +113,7 @@ def _part_text(part: Any, place: str) -> str:
         raise _wrong(place, "an object", part)
     kind = part.get("type", "text")
     if kind not in TEXT_PARTS:
-        raise InvalidRequest(
-            f"{place}.type {kind!r} is not supported; this model reads text", param=f"{place}.type"
-        )
+        raise InvalidRequest(f"{place}.type {kind!r} is not supported; this model reads text", param=f"{place}.type")
     if not isinstance(part.get("text"), str):
         raise _wrong(f"{place}.text", "a string", part.get("text"))
     return str(part["text"])
@@ -193,6 +189,4 @@ def _wrong(place: str, expected: str, value: Any) -> InvalidRequest:
 
 def _kind(value: Any) -> str:
     names = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return names.get(type(value)) or {int: "an integer", float: "a number"}.get(
-        type(value), type(value).__name__
-    )
+    return names.get(type(value)) or {int: "an integer", float: "a number"}.get(type(value), type(value).__name__)

@@ -41,9 +41,7 @@ def compile_template(source: str) -> jinja2.Template:
     try:
         return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise CheckpointError(
-            f"the chat template does not compile: line {error.lineno}: {error.message}"
-        ) from error
+        raise CheckpointError(f"the chat template does not compile: line {error.lineno}: {error.message}") from error
     except (jinja2.TemplateError, RecursionError, SyntaxError, OverflowError) as error:
         raise CheckpointError(f"the chat template does not compile: {error}") from error
 
@@ -56,14 +54,10 @@ def render_template(template: jinja2.Template, variables: Mapping[str, Any]) -> 
     except InvalidRequest:
         raise
     except jinja2.TemplateError as error:
-        raise InvalidRequest(
-            f"the chat template refused the messages: {error.message}", param="messages"
-        ) from error
+        raise InvalidRequest(f"the chat template refused the messages: {error.message}", param="messages") from error
     except Exception as error:  # a template is code: any operation in it may fail with any exception
         reason = f"{type(error).__name__}: {error}"
-        raise InvalidRequest(
-            f"the chat template failed on these messages: {reason}", param="messages"
-        ) from error
+        raise InvalidRequest(f"the chat template failed on these messages: {reason}", param="messages") from error
     finally:
         _steps_left.reset(token)
 
@@ -74,9 +68,7 @@ def _collect(chunks: Iterable[str]) -> str:
     for chunk in chunks:
         length += len(chunk)
         if length > MAX_OUTPUT:
-            raise InvalidRequest(
-                f"the rendered chat passes the limit of {MAX_OUTPUT} characters", param="messages"
-            )
+            raise InvalidRequest(f"the rendered chat passes the limit of {MAX_OUTPUT} characters", param="messages")
         parts.append(chunk)
     return "".join(parts)
 
@@ -89,12 +81,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         size = _product_size(left, right) if operator == "*" else 0
         if size > MAX_OUTPUT:
-            raise jinja2.TemplateRuntimeError(
-                f"a repetition of {size} items passes the limit of {MAX_OUTPUT}"
-            )
-        if operator == "**" and not (
-            isinstance(right, int | float) and abs(right) <= 64 and abs(left) <= 2**64
-        ):
+            raise jinja2.TemplateRuntimeError(f"a repetition of {size} items passes the limit of {MAX_OUTPUT}")
+        if operator == "**" and not (isinstance(right, int | float) and abs(right) <= 64 and abs(left) <= 2**64):
             raise jinja2.TemplateRuntimeError("powers are limited to a base of 2**64 and an exponent of 64")
         return super().call_binop(context, operator, left, right)
 
@@ -143,9 +131,7 @@ class _PlainDict:
 
 @lru_cache(maxsize=1)
 def _environment() -> _Environment:
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.filters["counted"] = _counted
     environment.globals |= {
@@ -174,9 +160,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
@@ -189,9 +173,7 @@ def _strftime_now(format: str) -> str:
 
 def _refuse_private(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(
-            f"a namespace stores no name that begins with an underscore: {name!r}"
-        )
+        raise jinja2.exceptions.SecurityError(f"a namespace stores no name that begins with an underscore: {name!r}")
 
 
 def _product_size(left: Any, right: Any) -> int:

@@ -100,7 +100,5 @@ def _checked(stops: Sequence[str]) -> tuple[str, ...]:
         if not isinstance(stop, str):
             raise InvalidRequest(f"stop[{index}] must be a string, not {type(stop).__name__}", param="stop")
         if not stop:
-            raise InvalidRequest(
-                f"stop[{index}] is empty; a stop string needs at least 1 character", param="stop"
-            )
+            raise InvalidRequest(f"stop[{index}] is empty; a stop string needs at least 1 character", param="stop")
     return tuple(sorted(dict.fromkeys(stops), key=len, reverse=True))

@@ -185,17 +185,13 @@ class Tokenizer:
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         table = self.vocabulary
-        try:
-            if not ids or (table.is_dense and min(ids) >= 0 and max(ids) < len(table.contents)):
-                return
-        except TypeError:  # not integers: named below
-            pass
+        integers = set(map(type, ids)) <= {int}
+        if not ids or (integers and table.is_dense and min(ids) >= 0 and max(ids) < len(table.contents)):
+            return
         for position, token_id in enumerate(ids):
             if isinstance(token_id, bool) or not isinstance(token_id, int):
                 given = f"{token_id!r} of type {type(token_id).__name__}"
-                raise InvalidRequest(
-                    f"token ids must be integers; position {position} holds {given}", param="tokens"
-                )
+                raise InvalidRequest(f"token ids must be integers; position {position} holds {given}", param="tokens")
             if token_id not in table:
                 given = f"token id {token_id} at position {position}"
                 limit = f"the vocabulary of {self.vocab_size} tokens"
@@ -217,7 +213,5 @@ def _refuse_text(text: object, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         bad = f"U+{ord(text[error.start]):04X}"
-        message = (
-            f"{name} is not valid Unicode: lone surrogate {bad} at character {error.start} of {len(text)}"
-        )
+        message = f"{name} is not valid Unicode: lone surrogate {bad} at character {error.start} of {len(text)}"
         raise InvalidRequest(message, param=name) from None

@@ -77,11 +77,7 @@ def _recognise_pieces(steps: Sequence[dict[str, Any]]) -> DecoderRule:
             (name == "ByteFallback" and not seen)
             or (name == "Fuse" and "Fuse" not in seen)
             or (
-                name == "Strip"
-                and seen
-                and seen[-1] == "Fuse"
-                and step.get("content") == " "
-                and step.get("stop") == 0
+                name == "Strip" and seen and seen[-1] == "Fuse" and step.get("content") == " " and step.get("stop") == 0
             )
         ):
             seen.append(name)
@@ -122,11 +118,7 @@ class Vocabulary:
         return cls(contents, specials, recognise_decoder(section))
 
     def __contains__(self, token_id: object) -> bool:
-        return (
-            isinstance(token_id, int)
-            and 0 <= token_id < len(self.contents)
-            and self.contents[token_id] is not None
-        )
+        return isinstance(token_id, int) and 0 <= token_id < len(self.contents) and self.contents[token_id] is not None
 
     @cached_property
     def is_dense(self) -> bool:

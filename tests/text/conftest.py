@@ -14,9 +14,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Kind of tokenizer -> a model directory with it."""
     root = tmp_path_factory.mktemp("tokenizers")
     build = toy_tokenizers.BUILDERS
-    return {
-        kind: toy_tokenizers.save(build[kind](), root / kind, **toy_tokenizers.NAMED[kind]) for kind in build
-    }
+    return {kind: toy_tokenizers.save(build[kind](), root / kind, **toy_tokenizers.NAMED[kind]) for kind in build}
 
 
 @pytest.fixture(scope="session")

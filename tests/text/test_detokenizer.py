@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ KINDS = sorted(BUILDERS)
 def stream(detokenizer: Detokenizer, ids: Sequence[int], cuts: Sequence[int]) -> list[str]:
     """Push `ids` in portions that end at `cuts`."""
     borders = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]
-    pieces = [detokenizer.push(ids[start:end]) for start, end in zip(borders, borders[1:], strict=False)]
+    pieces = [detokenizer.push(ids[start:end]) for start, end in pairwise(borders)]
     return [*pieces, detokenizer.flush()]
 
 
@@ -57,12 +58,8 @@ def test_valid_text_never_shows_part_of_a_character(kind: str, tokenizers: dict[
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompt_tail_decides_the_leading_space(kind: str, tokenizers: dict[str, Tokenizer]) -> None:
     tokenizer = tokenizers[kind]
-    visible = [
-        token_id for token_id in range(3, tokenizer.vocab_size) if tokenizer.token_bytes(token_id).isalpha()
-    ]
-    text = st.lists(
-        st.sampled_from(tokenizer.encode("hello there fox dog", False) + visible[:20]), max_size=8
-    )
+    visible = [token_id for token_id in range(3, tokenizer.vocab_size) if tokenizer.token_bytes(token_id).isalpha()]
+    text = st.lists(st.sampled_from(tokenizer.encode("hello there fox dog", False) + visible[:20]), max_size=8)
 
     @settings(max_examples=60, deadline=None)
     @given(text, text)

@@ -47,9 +47,7 @@ def test_no_more_is_held_back_than_needed(chunks: list[str], stops: list[str]) -
             return
         held = seen[len(shown) :]
         prefixes = {stop[:length] for stop in stops for length in range(len(stop))}
-        longest = max(
-            (length for length in range(len(seen) + 1) if seen[len(seen) - length :] in prefixes), default=0
-        )
+        longest = max((length for length in range(len(seen) + 1) if seen[len(seen) - length :] in prefixes), default=0)
         assert len(held) == longest
 
 

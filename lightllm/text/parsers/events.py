@@ -51,11 +51,7 @@ def merge_events(events: list[ParserEvent]) -> list[ParserEvent]:
             merged[-1] = TextDelta(last.text + event.text)
         elif isinstance(event, ReasoningDelta) and isinstance(last, ReasoningDelta):
             merged[-1] = ReasoningDelta(last.text + event.text)
-        elif (
-            isinstance(event, ToolCallArguments)
-            and isinstance(last, ToolCallArguments)
-            and event.index == last.index
-        ):
+        elif isinstance(event, ToolCallArguments) and isinstance(last, ToolCallArguments) and event.index == last.index:
             merged[-1] = ToolCallArguments(event.index, last.text + event.text)
         else:
             merged.append(event)

@@ -73,17 +73,13 @@ class ChainParser:
         return passed
 
 
-def create_parser(
-    tool: str | None = None, reasoning: str | None = None, opened: bool = False
-) -> OutputParser:
+def create_parser(tool: str | None = None, reasoning: str | None = None, opened: bool = False) -> OutputParser:
     """A fresh parser for one output; None leaves that kind of output in the text.
 
     opened: the prompt ended inside the reasoning. Raises ConfigError for a name that no parser has.
     """
     tool_parser = None if tool is None else _look_up(TOOL_PARSERS, "tool_parser", tool)()
-    reasoning_parser = (
-        None if reasoning is None else _look_up(REASONING_PARSERS, "reasoning_parser", reasoning)(opened)
-    )
+    reasoning_parser = None if reasoning is None else _look_up(REASONING_PARSERS, "reasoning_parser", reasoning)(opened)
     if tool_parser is not None and reasoning_parser is not None:
         return ChainParser(reasoning_parser, tool_parser)
     return tool_parser or reasoning_parser or PlainParser()
@@ -104,7 +100,5 @@ def prompt_opens_reasoning(prompt: str, reasoning: str | None) -> bool:
 
 def _look_up(table: dict[str, P], option: str, name: str) -> P:
     if name not in table:
-        raise ConfigError(
-            f"{option} {name!r} is not known; known are: {', '.join(sorted(table))}", param=option
-        )
+        raise ConfigError(f"{option} {name!r} is not known; known are: {', '.join(sorted(table))}", param=option)
     return table[name]
