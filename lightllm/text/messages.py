@@ -69,13 +69,14 @@ def _message(message: Any, place: str, traits: TemplateTraits) -> dict[str, Any]
     fields: dict[str, Any] = plain_data(message, place)
     fields = {name: value for name, value in fields.items() if value is not None}
     role = fields["role"] = _role(fields.get("role"), place, traits)
-    if "tool_calls" in fields:
-        fields["tool_calls"] = _tool_calls(fields["tool_calls"], f"{place}.tool_calls", traits)
+    calls = _tool_calls(fields.pop("tool_calls", []), f"{place}.tool_calls", traits)
+    if calls:  # an empty list means none, but templates ask only whether there is a list
+        fields["tool_calls"] = calls
     _name_reasoning(fields, place)
     content = fields.pop("content", None)
     if content is not None:
         fields["content"] = _content(content, role, f"{place}.content", traits)
-    elif role != "assistant" or not (fields.get("tool_calls") or "reasoning_content" in fields):
+    elif role != "assistant" or not (calls or "reasoning_content" in fields):
         raise _wrong(f"{place}.content", "a string or a list of parts", None)
     elif traits.tests_none_content:
         fields["content"] = None

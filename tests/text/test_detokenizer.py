@@ -29,7 +29,7 @@ def test_any_ids_join_to_the_whole_decode(kind: str, tokenizers: dict[str, Token
     tokenizer = tokenizers[kind]
     ids = st.lists(st.integers(0, tokenizer.vocab_size - 1) | st.integers(0, 12), max_size=30)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(ids, st.lists(st.integers(0, 30), max_size=30), st.booleans())
     def check(ids: list[int], cuts: list[int], skip: bool) -> None:
         pieces = stream(Detokenizer(tokenizer, (), skip), ids, cuts)
@@ -61,7 +61,7 @@ def test_prompt_tail_decides_the_leading_space(kind: str, tokenizers: dict[str, 
     visible = [token_id for token_id in range(3, tokenizer.vocab_size) if tokenizer.token_bytes(token_id).isalpha()]
     text = st.lists(st.sampled_from(tokenizer.encode("hello there fox dog", False) + visible[:20]), max_size=8)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(text, text)
     def check(prompt: list[int], output: list[int]) -> None:
         detokenizer = Detokenizer(tokenizer, prompt[-6:])

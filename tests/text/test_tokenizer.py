@@ -50,7 +50,7 @@ def test_encode_and_decode_equal_transformers(
 ) -> None:
     ours, theirs = tokenizers[kind], oracles[kind]
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(TEXTS, st.booleans())
     def check(text: str, specials: bool) -> None:
         ids = theirs.encode(text, add_special_tokens=specials)
@@ -67,7 +67,7 @@ def test_decode_of_any_ids_equals_transformers(
 ) -> None:
     ours, theirs = tokenizers[kind], oracles[kind]
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.lists(st.integers(0, ours.vocab_size - 1), max_size=12), st.booleans())
     def check(ids: list[int], skip: bool) -> None:
         assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip)
@@ -126,6 +126,16 @@ def test_tokens_that_only_the_config_names_are_added(tmp_path: Path) -> None:
     assert ours.encode(text) == theirs.encode(text)
     assert ours.eos_id == theirs.eos_token_id
     assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["word_piece", "byte_level"])
+def test_cleaning_up_spaces_is_left_to_transformers_rules(tmp_path: Path, kind: str) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    save(BUILDERS[kind](), tmp_path, clean_up_tokenization_spaces=True)
+    ours, theirs = Tokenizer.load(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ids = theirs.encode("isn't it ? It 's , yes .", add_special_tokens=False)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
 def test_special_tokens_map_of_old_checkpoints(tmp_path: Path) -> None:
