@@ -7,14 +7,16 @@ afterwards. This module knows neither torch nor the machine.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from lightllm.errors import ConfigError
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
-EstimatorName = Literal["conservative", "fixed"]
-PolicyName = Literal["fcfs"]
+EstimatorName = Literal["conservative", "fixed", "watermark", "exponential", "past_future", "past_future_sampled"]
+PolicyName = Literal["fcfs", "priority", "shortest", "longest_prefix", "deadline", "vtc"]
+PreemptionName = Literal["cheapest", "newest"]
+PrefixEvictionName = Literal["lru", "lfu", "priority"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +78,61 @@ class SchedulerSettings:
     """Most requests that wait; beyond it a request is refused with 429."""
     prefix_cache: bool = True
     """Keep the KV of finished prompts and share it with requests that begin alike."""
+    prefix_eviction: PrefixEvictionName = "lru"
+    """Which unused prefix is forgotten first: least recently used, least often used, or of lowest priority."""
     policy: PolicyName = "fcfs"
     """Order in which waiting requests are admitted."""
     estimator: EstimatorName = "conservative"
     """How many more tokens a request is expected to need; conservative: all of max_tokens."""
+    preemption: PreemptionName = "cheapest"
+    """Who leaves when memory runs out: the request that is cheapest to compute again, or the newest."""
+    overtaking: int = 16
+    """How many requests may be admitted past a waiting one that does not fit, before nobody passes it."""
+    admission_interval: int = 1
+    """Steps between two looks at the waiting requests."""
     fixed_output_len: int = 256
     """Output length that the estimator "fixed" expects of every request."""
+    watermark: float = 0.9
+    """Share of the pool that the estimator "watermark" fills, counting only what is held now."""
+    reserve: float = 0.03
+    """Share of the pool that "past_future_sampled", "exponential" and "fixed" leave free."""
+    history_window: int = 1000
+    """Finished requests that the estimators remember."""
+    eviction_target: float = 0.02
+    """Preemptions per finished request that "past_future" steers to with its safety margin."""
+    tpot_target: float | None = None
+    """Seconds between tokens that prompt chunks must leave to decodes; no bound when omitted."""
+    ttft_target: float | None = None
+    """Seconds to the first token that the policy "deadline" assumes of requests that name none."""
+    step_cost: str | None = None
+    """JSON file with a measured step-cost model (docs/scheduling.md); fitted while serving when omitted."""
+    ageing: float = 30.0
+    """Seconds of waiting after which policies other than fcfs and vtc let a request go before its betters."""
+    vtc_input_weight: float = 1.0
+    """Service that the policy "vtc" counts for a prompt token."""
+    vtc_output_weight: float = 2.0
+    """Service that the policy "vtc" counts for a generated token."""
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_step_tokens", "chunk_size", "max_waiting", "fixed_output_len"):
             _positive(name, getattr(self, name))
+        for name in ("admission_interval", "history_window"):
+            _positive(name, getattr(self, name))
+        _one_of("policy", self.policy, PolicyName)
+        _one_of("estimator", self.estimator, EstimatorName)
+        _one_of("preemption", self.preemption, PreemptionName)
+        _one_of("prefix_eviction", self.prefix_eviction, PrefixEvictionName)
+        if self.overtaking < 0:
+            raise ConfigError(f"overtaking must not be negative, got {self.overtaking}", param="overtaking")
+        if not 0.0 < self.watermark <= 1.0:
+            raise ConfigError(f"watermark must lie in (0, 1], got {self.watermark}", param="watermark")
+        for name in ("reserve", "eviction_target"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}", param=name)
+        for name in ("tpot_target", "ttft_target", "ageing", "vtc_input_weight", "vtc_output_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < float("inf"):
+                raise ConfigError(f"{name} must be a positive number, got {value}", param=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +183,9 @@ class Settings:
 def _positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def _one_of(name: str, value: str, choices: Any) -> None:
+    names = get_args(choices)
+    if value not in names:
+        raise ConfigError(f"{name} must be one of {', '.join(names)}, got {value!r}", param=name)

@@ -1,0 +1,50 @@
+"""generation_config.json: the ids that end a text, and the sampling defaults the model's makers recommend."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightllm.errors import CheckpointError
+
+_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """`eos_ids` end a request; `sampling` holds recommended values by the names of SamplingParams."""
+
+    eos_ids: tuple[int, ...] = ()
+    sampling: dict[str, float] = field(default_factory=dict)
+
+
+def read_generation_defaults(directory: Path) -> GenerationDefaults:
+    """From generation_config.json; without one the end ids of config.json and no recommendations.
+
+    Raises CheckpointError for a file that is no JSON object or end ids that are no integers.
+    """
+    values = _read(directory / "generation_config.json")
+    eos = values.get("eos_token_id")
+    if eos is None:
+        eos = _read(directory / "config.json").get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise CheckpointError(f"{directory}: eos_token_id must hold token ids, got {eos!r}", param="eos_token_id")
+    sampling = {name: values[name] for name in _DEFAULTS if isinstance(values.get(name), int | float)}
+    if values.get("do_sample") is False:
+        sampling = {"temperature": 0.0}
+    return GenerationDefaults(tuple(ids), sampling)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, it holds {type(values).__name__}")
+    return values

@@ -1,0 +1,40 @@
+"""Which directory a model name means: a directory, a hub name, or the bundled demo model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightllm.errors import ConfigError
+
+DEMO = Path(__file__).parent.parent / "assets" / "demo"
+_WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+
+def find_model(name: str | None) -> Path:
+    """The directory of a model. Raises ConfigError when there is none of that name and none can be fetched."""
+    if name is None:
+        return DEMO
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ConfigError(f"{name} is neither a directory nor a hub name like owner/model", param="model")
+    return _download(name)
+
+
+def model_name(name: str | None) -> str:
+    """What the API calls a model when the user names nothing else."""
+    if name is None:
+        return "lightllm-demo"
+    return name if not Path(name).expanduser().is_dir() else Path(name).expanduser().resolve().name
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_WANTED_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{name} is no directory here and cannot be fetched from the hub: {reason}") from error

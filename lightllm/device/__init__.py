@@ -1,0 +1,1 @@
+"""What this machine is: which device serves, how much memory it has, what it can do."""

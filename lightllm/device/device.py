@@ -1,0 +1,111 @@
+"""Finding the device and reading its memory. It decides nothing about models."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from lightllm.config.settings import DeviceName
+from lightllm.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The device that serves: its torch handle, its name, and its compute capability (0, 0 on a CPU)."""
+
+    torch_device: torch.device
+    name: str
+    capability: tuple[int, int] = (0, 0)
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.torch_device.type == "cuda"
+
+
+def find_device(wanted: DeviceName) -> tuple[Device, str]:
+    """The device that `wanted` means on this machine, and why. Raises ConfigError when it is not there."""
+    if wanted == "cpu":
+        return _cpu(), "asked for"
+    reason = _why_no_cuda()
+    if reason is None:
+        return _cuda(), "asked for" if wanted == "cuda" else "a usable GPU is present"
+    if wanted == "cuda":
+        raise ConfigError(f"device cuda is not usable: {reason}; install a CUDA build of torch or use --device cpu")
+    return _cpu(), reason
+
+
+def free_memory(device: Device) -> int:
+    """Bytes that can still be taken on the device."""
+    if device.is_cuda:
+        free, _ = torch.cuda.mem_get_info(device.torch_device)
+        return int(free)
+    return _available_host_memory()
+
+
+def total_memory(device: Device) -> int:
+    """Bytes the device has in all."""
+    if device.is_cuda:
+        _, total = torch.cuda.mem_get_info(device.torch_device)
+        return int(total)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu() -> Device:
+    return Device(torch.device("cpu"), _processor_name())
+
+
+def _cuda() -> Device:
+    return Device(torch.device("cuda", 0), torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0))
+
+
+def _why_no_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device or the driver is too old"
+    if torch.cuda.get_device_capability(0) < (8, 0):
+        return f"{torch.cuda.get_device_name(0)} has compute capability below 8.0"
+    return None
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return "CPU"
+
+
+def _available_host_memory() -> int:
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return min(int(line.split()[1]) * 1024, _cgroup_room())
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _cgroup_room() -> int:
+    """Bytes left under this control group's memory limit (containers); unlimited when there is none."""
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            limit = file.read().strip()
+        with open("/sys/fs/cgroup/memory.current") as file:
+            used = int(file.read())
+    except (OSError, ValueError):
+        return 1 << 62
+    return 1 << 62 if limit == "max" else max(0, int(limit) - used)

@@ -1,0 +1,56 @@
+"""How many tokens the KV pool holds, from measured memory, with the reason in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightllm.config.settings import EngineSettings
+from lightllm.device.device import Device, free_memory, total_memory
+from lightllm.errors import OutOfMemory
+from lightllm.kvcache.pool import KvLayout
+
+CPU_FRACTION = 0.5
+CPU_MOST_BYTES = 4 << 30
+CUDA_FRACTION = 0.9
+FEWEST_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Slots of the pool and why so many."""
+
+    tokens: int
+    reason: str
+
+
+def plan_pool(layout: KvLayout, settings: EngineSettings, device: Device, most_useful: int) -> Budget:
+    """Slots for the KV pool, weights being loaded already.
+
+    `most_useful` is what all requests that may run could ever fill. Raises OutOfMemory naming the flag to change.
+    """
+    if settings.max_total_tokens is not None:
+        return Budget(settings.max_total_tokens, "asked for with --max-total-tokens")
+    room, rule = _room(settings, device)
+    tokens = room // layout.bytes_per_token
+    if tokens < FEWEST_TOKENS:
+        raise OutOfMemory(
+            f"no room for a KV pool: {room / 2**20:.0f} MiB ({rule}) hold {max(tokens, 0)} tokens of "
+            f"{layout.bytes_per_token} bytes; free memory, raise --memory-fraction or lower --max-total-tokens"
+        )
+    if tokens > most_useful:
+        return Budget(most_useful, f"all that --max-running requests of --max-model-len can use ({rule})")
+    return Budget(tokens, f"{room / 2**30:.2f} GiB of {layout.bytes_per_token} bytes per token ({rule})")
+
+
+def _room(settings: EngineSettings, device: Device) -> tuple[int, str]:
+    """Bytes the pool may take, and the rule that says so."""
+    free = free_memory(device)
+    if device.is_cuda:
+        fraction = settings.memory_fraction or CUDA_FRACTION
+        reserved = int(total_memory(device) * (1 - fraction))
+        return free - reserved, f"{free / 2**30:.1f} GiB free less {1 - fraction:.0%} of the device"
+    fraction = settings.memory_fraction or CPU_FRACTION
+    room = int(free * fraction)
+    if settings.memory_fraction is None and room > CPU_MOST_BYTES:
+        return CPU_MOST_BYTES, f"at most {CPU_MOST_BYTES >> 30} GiB unless --memory-fraction is given"
+    return room, f"{fraction:.0%} of {free / 2**30:.1f} GiB free"

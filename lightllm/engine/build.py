@@ -1,0 +1,131 @@
+"""From settings to an engine: find the device, read the config, load the weights, size the pool. Says why at each step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightllm.config.settings import ModelSettings, Settings
+from lightllm.device.device import Device, find_device, usable_cores
+from lightllm.engine.budget import plan_pool
+from lightllm.engine.rows import RowTables
+from lightllm.engine.runner import Engine
+from lightllm.errors import ConfigError
+from lightllm.kernels.registry import choose_kernels
+from lightllm.kvcache.pool import KvPool
+from lightllm.models.checkpoint import DummySource, SafetensorsSource
+from lightllm.models.config_reader import ConfigReader
+from lightllm.models.decoder import Decoder, DecoderSpec
+from lightllm.models.registry import read_model_spec
+from lightllm.sampling.sampler import Sampler
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU_STEP_TOKENS = 512
+CUDA_STEP_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A value that was "auto", or follows from others, and why it is what it is."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine ready to run, with the numbers a scheduler needs."""
+
+    engine: Engine
+    spec: DecoderSpec
+    max_len: int
+    total_tokens: int
+    max_step_tokens: int
+    resolved: tuple[Resolved, ...]
+
+
+def build(settings: Settings, directory: Path) -> BuiltEngine:
+    """Build the engine for the model in `directory`. Raises ConfigError, CheckpointError or OutOfMemory."""
+    device, why_device = find_device(settings.engine.device)
+    threads = _set_threads(settings, device)
+    config = ConfigReader.load(directory)
+    dtype, why_dtype = _choose_dtype(settings.model, config, device)
+    spec = read_model_spec(config, allow_unknown_keys=settings.model.allow_unknown_config_keys)
+    limit, why_limit = _position_limit(spec, settings.model)
+    kernels = choose_kernels(device, dtype)
+    begun = time.perf_counter()
+    model = _load(settings.model, directory, spec, limit, dtype, device, kernels)
+    loaded_in = time.perf_counter() - begun
+    budget = plan_pool(spec.kv_layout(dtype), settings.engine, device, settings.scheduler.max_running * limit)
+    max_len = min(limit, budget.tokens)
+    pool = KvPool(spec.kv_layout(dtype), budget.tokens, device.torch_device)
+    rows = RowTables(settings.scheduler.max_running, max_len, budget.tokens, device.torch_device)
+    sampler = Sampler(max_rows=settings.scheduler.max_running, vocab_size=spec.vocab_size, device=device.torch_device)
+    engine = Engine(model, pool, kernels, sampler, rows, device, threads)
+    default_step = CUDA_STEP_TOKENS if device.is_cuda else CPU_STEP_TOKENS
+    step_tokens = settings.scheduler.max_step_tokens or default_step
+    resolved = (
+        Resolved("device", f"{device.torch_device} ({device.name})", why_device),
+        Resolved("dtype", str(dtype).removeprefix("torch."), why_dtype),
+        Resolved("weights", f"{loaded_in:.2f} s", "time to load"),
+        Resolved("kv pool tokens", budget.tokens, budget.reason),
+        Resolved("max model len", max_len, why_limit if max_len == limit else "what the KV pool holds"),
+        Resolved("max step tokens", step_tokens, f"default on {device.torch_device.type}"),
+        *(Resolved(f"kernel {name}", "", reason) for name, reason in kernels.reasons.items()),
+    )
+    return BuiltEngine(engine, spec, max_len, budget.tokens, step_tokens, resolved)
+
+
+def _set_threads(settings: Settings, device: Device) -> int | None:
+    if device.is_cuda:
+        return None
+    threads = settings.engine.cpu_threads or usable_cores()
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _choose_dtype(settings: ModelSettings, config: ConfigReader, device: Device) -> tuple[torch.dtype, str]:
+    if settings.dtype != "auto":
+        return _DTYPES[settings.dtype], "asked for"
+    if not device.is_cuda:
+        return torch.float32, "the CPU's default"
+    stored = config.peek("dtype") or config.peek("torch_dtype") or "bfloat16"
+    if stored not in _DTYPES:
+        raise ConfigError(f"{config.origin}: dtype {stored!r} is not one of {', '.join(_DTYPES)}; use --dtype")
+    return (torch.bfloat16, "float32 checkpoint") if stored == "float32" else (_DTYPES[stored], "the checkpoint's")
+
+
+def _position_limit(spec: DecoderSpec, settings: ModelSettings) -> tuple[int, str]:
+    """The longest sequence the model can take, or the shorter one asked for."""
+    longest = spec.longest_context
+    wanted = settings.max_model_len
+    if wanted is None:
+        return longest, "the model's limit"
+    if wanted > longest:
+        raise ConfigError(f"max_model_len {wanted} exceeds the model's limit of {longest} positions")
+    return wanted, "asked for"
+
+
+def _load(
+    settings: ModelSettings,
+    directory: Path,
+    spec: DecoderSpec,
+    limit: int,
+    dtype: torch.dtype,
+    device: Device,
+    kernels: Any,
+) -> Decoder:
+    source: DummySource | SafetensorsSource
+    if settings.dummy:
+        source = DummySource(dtype, device.torch_device, settings.seed)
+    else:
+        source = SafetensorsSource(directory, dtype, device.torch_device)
+    with torch.inference_mode():
+        model = Decoder(spec, source, kernels, limit, device.torch_device)
+    source.close()
+    return model

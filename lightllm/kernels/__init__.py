@@ -1,0 +1,1 @@
+"""Op contracts, their torch references (which are the CPU backend), and faster implementations behind the same door."""

@@ -1,0 +1,1 @@
+"""The contracts: what each op computes, with shapes and dtypes. Implementations live beside this package."""

@@ -1,0 +1,138 @@
+"""The ops a model is made of, as protocols. An implementation must give what the reference gives, within tolerance.
+
+Letters in shapes: T tokens of the step (a flat run, no padding), S sequences, H hidden size, F feed-forward size,
+Hq query heads, Hk key/value heads, D head size, R rotated part of a head (R <= D), N slots of the pool plus one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Int32 = NDArray[np.int32]
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+LinearOp = Callable[[Tensor], Tensor]
+"""x [T, in] -> [T, out], with weight and bias packed inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """How the columns of a fused QKV projection [T, (Hq + 2 Hk) D] split into heads."""
+
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    interleaved: bool = False
+    """Rotary pairs are (2i, 2i+1) instead of (i, i + R/2)."""
+
+    @property
+    def group(self) -> int:
+        """Query heads per key/value head."""
+        return self.num_q_heads // self.num_kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMSNorm weights [D] on every query and key head, before the rotation (Qwen3, section 2)."""
+
+    q_weight: Tensor
+    k_weight: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionParams:
+    """What may vary between layers: the softmax scale, a sliding window (tokens seen, itself included), a soft cap
+    on the scores, ALiBi slopes [Hq]."""
+
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
+    alibi_slopes: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLayout:
+    """One step's sequences on the host: first position and number of tokens computed [S], and their table rows [S].
+
+    Sequence s attends to positions 0 .. starts[s] + lens[s] - 1 through `table[rows[s]]`.
+    """
+
+    rows: Int32
+    starts: Int32
+    lens: Int32
+
+    @property
+    def kv_lens(self) -> Int32:
+        return self.starts + self.lens
+
+
+class RmsNorm(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [T, H] / rms(x) * weight [H], statistics in float32."""
+        ...
+
+
+class AddRmsNorm(Protocol):
+    def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """residual [T, H] += x [T, H] in place; returns the RMSNorm of the sum."""
+        ...
+
+
+class RotaryStore(Protocol):
+    def __call__(
+        self,
+        qkv: Tensor,
+        shape: HeadShape,
+        cos: Tensor,
+        sin: Tensor,
+        norms: HeadNorms | None,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots: Tensor,
+    ) -> Tensor:
+        """Head norms, rotation and the write into the KV pool in one go.
+
+        qkv [T, (Hq + 2 Hk) D]; cos, sin [T, R/2] float32; caches [N, Hk, D]; slots [T] int64.
+        Returns the queries [T, Hq, D]; keys and values are in the pool afterwards.
+        """
+        ...
+
+
+class GatedActivation(Protocol):
+    def __call__(self, gate_up: Tensor, kind: Activation) -> Tensor:
+        """gate_up [T, 2 F] -> activation(gate) * up [T, F], gate being the first half."""
+        ...
+
+
+class AttentionBackend(Protocol):
+    """Attention over the pool in two phases: `plan` does the host work of a step once, `run` serves each layer."""
+
+    def plan(self, layout: SequenceLayout, table: Tensor) -> object:
+        """table [rows, max_len] int32 on the device maps (row, position) to a slot."""
+        ...
+
+    def run(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: object, params: AttentionParams) -> Tensor:
+        """q [T, Hq, D], causal over each sequence's own positions -> [T, Hq, D]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSet:
+    """The implementations chosen for one engine, and why each was chosen (`reasons`: op name -> text)."""
+
+    rms_norm: RmsNorm
+    add_rms_norm: AddRmsNorm
+    rotary_store: RotaryStore
+    gated_activation: GatedActivation
+    attention: AttentionBackend
+    pack_linear: Callable[[Tensor, Tensor | None], LinearOp]
+    reasons: dict[str, str]

@@ -1,0 +1,258 @@
+"""The offline Python API: the serving pipeline in one process, without HTTP.
+
+    from lightllm import LLM, SamplingParams
+    llm = LLM()                                        # the bundled demo model
+    outputs = llm.generate(["Hello"], SamplingParams(max_tokens=20))
+
+The engine loop and the detokenizer are those of the server; only the channels between them are in-process twins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lightllm.config.locate import find_model
+from lightllm.config.settings import Settings
+from lightllm.errors import ConfigError, InvalidRequest, LightLLMError, error_from_code
+from lightllm.ipc import local_channel
+from lightllm.protocol.messages import Abort, FinishReason, TextBatch, TextOutput
+from lightllm.protocol.sampling_params import SamplingParams
+from lightllm.text.chat import ChatTemplate, check_template_kwargs
+from lightllm.text.tokenizer import Tokenizer
+from lightllm.workers.detokenizer import DetokenizerLoop
+from lightllm.workers.engine import EngineLoop, build_parts
+from lightllm.workers.intake import Intake
+
+Prompt = str | Sequence[int]
+Message = dict[str, Any]
+
+
+@dataclass(slots=True)
+class TokenLogprob:
+    """One position: the chosen token's log-probability and rank (0 is the likeliest), and the likeliest tokens."""
+
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One choice. `finish_reason` is "stop" or "length"; `stop_reason` the stop string or token id that ended it."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A prompt and its `n` choices. `prompt_logprobs` has None for the first token, which nothing predicts."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_cached_tokens: int = 0
+
+
+class LLM:
+    """A model ready to generate. Keyword arguments are the fields of the settings, e.g. `max_total_tokens=4096`.
+
+    Raises ConfigError for an unknown setting, CheckpointError for a directory that cannot be served.
+    """
+
+    def __init__(self, model: str | None = None, *, settings: Settings | None = None, **overrides: Any) -> None:
+        settings = override_settings(settings or Settings(), {"model": model, **overrides})
+        directory = find_model(settings.model.model)
+        self.settings = settings
+        self.tokenizer = Tokenizer.load(find_model(settings.model.tokenizer) if settings.model.tokenizer else directory)
+        self._template: ChatTemplate | None = None
+        self._parts = build_parts(settings, directory)
+        to_engine, engine_inbox = local_channel()
+        to_detokenizer, self._detokenizer_inbox = local_channel()
+        self._to_engine: Any = to_engine
+        self._results: list[TextOutput] = []
+        self._loop = EngineLoop(self._parts, [engine_inbox], to_detokenizer)
+        self._detokenizer = DetokenizerLoop(self.tokenizer, self._take, to_engine)
+        self._engine_inbox = engine_inbox
+        facts = self._parts.facts
+        self._intake = Intake(self.tokenizer, facts["vocab_size"], facts["max_model_len"])
+        self._request_ids = count(1)
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and output together."""
+        return self._intake.max_model_len
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Generate for each prompt (text, or token ids as they are); results in the order of the prompts.
+
+        `params` is one for all or one for each. Raises InvalidRequest or ContextLengthExceeded before anything runs.
+        """
+        listed = _as_prompts(prompts)
+        each = _as_params(params, len(listed))
+        ids = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in listed]
+        arrival = time.monotonic()
+        submits = [self._intake.submits(i, p, self._request_ids, arrival) for i, p in zip(ids, each, strict=True)]
+        outputs = [
+            RequestOutput(
+                prompt if isinstance(prompt, str) else None,
+                prompt_ids,
+                [CompletionOutput(index) for index in range(len(group))],
+            )
+            for prompt, prompt_ids, group in zip(listed, ids, submits, strict=True)
+        ]
+        owners = {
+            submit.request_id: (output, output.outputs[turn])
+            for output, group in zip(outputs, submits, strict=True)
+            for turn, submit in enumerate(group)
+        }
+        for group in submits:
+            for submit in group:
+                self._to_engine.send(submit)
+        self._run(owners, progress)
+        return outputs
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        progress: bool = True,
+        **template_kwargs: Any,
+    ) -> list[RequestOutput]:
+        """Render one conversation, or several, with the chat template and generate the next assistant turn."""
+        conversations: Any = [messages] if messages and isinstance(messages[0], dict) else messages
+        check_template_kwargs(template_kwargs)
+        rendered = [self.template.render(list(turns), tools, **template_kwargs) for turns in conversations]
+        ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in rendered]
+        params = params if params is not None else SamplingParams(max_tokens=None)
+        outputs = self.generate(ids, params, progress=progress)
+        for output, text in zip(outputs, rendered, strict=True):
+            output.prompt = text
+        return outputs
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template. Raises InvalidRequest if it has none."""
+        if self._template is None:
+            replacement = self.settings.model.chat_template
+            source: Any = Path(replacement).read_text() if replacement else self.tokenizer.chat_templates
+            self._template = ChatTemplate(source, self.tokenizer.special_tokens)
+        return self._template
+
+    def close(self) -> None:
+        """Give back the engine's thread and memory."""
+        self._parts.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, owners: dict[int, tuple[RequestOutput, CompletionOutput]], progress: bool) -> None:
+        """Turn the loop until every request has ended. If one fails, or the caller interrupts, the others stop."""
+        try:
+            with _progress_bar(len(owners), progress) as advance:
+                while owners:
+                    for output in self._turn():
+                        if _take_in(output, owners):
+                            advance()
+        finally:
+            if owners:
+                self._to_engine.send(Abort(tuple(owners)))
+                while self._parts.scheduler.has_work:
+                    self._turn()
+
+    def _turn(self) -> list[TextOutput]:
+        for message in self._engine_inbox.receive():
+            self._loop.handle(message)
+        self._loop.step()
+        for message in self._detokenizer_inbox.receive():
+            self._detokenizer.handle(message)
+        self._detokenizer.flush()
+        results, self._results = self._results, []
+        return results
+
+    def _take(self, frontend: int, batch: TextBatch) -> None:
+        self._results.extend(batch.outputs)
+
+
+def override_settings(settings: Settings, values: dict[str, Any]) -> Settings:
+    """Settings with fields replaced by name, whichever section they are in. Raises ConfigError for an unknown one."""
+    known = {
+        name.name: section.name for section in fields(settings) for name in fields(getattr(settings, section.name))
+    }
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"unknown setting {name}; known: {', '.join(sorted(known))}", param=name)
+        if name != "model" or value is not None:
+            changes.setdefault(known[name], {})[name] = value
+    sections = {section: replace(getattr(settings, section), **new) for section, new in changes.items()}
+    return replace(settings, **sections)
+
+
+def _take_in(output: TextOutput, owners: dict[int, tuple[RequestOutput, CompletionOutput]]) -> bool:
+    """Add a piece of output to the choice it belongs to; True when that choice has ended. Raises its error."""
+    owner = owners.get(output.request_id)
+    if owner is None:
+        return False
+    request, choice = owner
+    choice.text += output.text
+    choice.token_ids.extend(output.token_ids)
+    if output.logprobs:
+        entries = [TokenLogprob(entry.logprob, entry.rank, entry.pairs()) for entry in output.logprobs]
+        choice.logprobs = (choice.logprobs or []) + entries
+    if output.prompt_logprobs and choice.index == 0:
+        scored = [None if e is None else TokenLogprob(e.logprob, e.rank, e.pairs()) for e in output.prompt_logprobs]
+        request.prompt_logprobs = (request.prompt_logprobs or []) + scored
+    request.num_cached_tokens = max(request.num_cached_tokens, output.cached_tokens)
+    if output.finish is None and output.error is None:
+        return False
+    del owners[output.request_id]
+    if output.error is not None:
+        raise error_from_code(*output.error)
+    if output.finish in (FinishReason.ABORT, FinishReason.ERROR):
+        raise LightLLMError(f"the request ended with {output.finish}")
+    choice.finish_reason = str(output.finish)
+    choice.stop_reason = output.stop_reason
+    return True
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _as_params(params: SamplingParams | Sequence[SamplingParams] | None, wanted: int) -> list[SamplingParams]:
+    if params is None:
+        return [SamplingParams()] * wanted
+    if isinstance(params, SamplingParams):
+        return [params] * wanted
+    if len(params) != wanted:
+        raise InvalidRequest(f"{len(params)} sampling parameters for {wanted} prompts", param="params")
+    return list(params)

@@ -1,0 +1,28 @@
+"""Qwen1.5, Qwen2 and Qwen2.5: Llama's form with biases on QKV and, if configured, sliding windows in late layers."""
+
+from __future__ import annotations
+
+from lightllm.errors import CheckpointError
+from lightllm.models.config_reader import ConfigReader
+from lightllm.models.decoder import DecoderSpec
+from lightllm.models.llama import read_dimensions
+
+
+def read_spec(config: ConfigReader) -> DecoderSpec:
+    """The published Qwen2 config."""
+    return DecoderSpec(**read_dimensions(config), qkv_bias=True, windows=read_windows(config))
+
+
+def read_windows(config: ConfigReader) -> tuple[int | None, ...]:
+    """Each layer's sliding window: from `layer_types`, else layers from `max_window_layers` on, if in use."""
+    num_layers = config.integer("num_hidden_layers")
+    window = config.optional_integer("sliding_window")
+    in_use = config.flag("use_sliding_window", False)
+    first = config.integer("max_window_layers", num_layers, minimum=0)
+    kinds = config.list_of_text("layer_types")
+    if kinds is None:
+        kinds = ["sliding_attention" if in_use and layer >= first else "full_attention" for layer in range(num_layers)]
+    if len(kinds) != num_layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        message = f"layer_types must name full_attention or sliding_attention for each of {num_layers} layers"
+        raise CheckpointError(f"{config.origin}: {message}", param="layer_types")
+    return tuple(window if kind == "sliding_attention" and in_use else None for kind in kinds)

@@ -1,0 +1,1 @@
+"""Weight schemes: how a linear layer's weight is stored, loaded and applied."""

@@ -1,0 +1,23 @@
+"""The seam between layers and checkpoints: a layer takes its tensors by name and shape, nothing else.
+
+Loading is strict both ways: a missing or mis-shaped tensor raises when it is taken, and a tensor nobody took raises
+when the source is closed. A layer that renames, fuses or transposes does so where it takes.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class WeightSource(Protocol):
+    """Tensors of one checkpoint, on the serving device and in the serving dtype."""
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor `name`. Raises CheckpointError if it is missing or of another shape (both are named)."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has `name`."""
+        ...

@@ -1,0 +1,242 @@
+"""The inference stage: the loop that plans, launches, collects and emits, and what it is assembled from.
+
+    while running:  receive messages -> plan -> launch -> collect the step before -> apply -> emit
+
+The host plans step n+1 while the device computes step n. The same loop runs in the engine process of a server, and
+in the offline API beside its caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightllm.config.generation import read_generation_defaults
+from lightllm.config.settings import Settings
+from lightllm.engine.build import BuiltEngine, Resolved, build
+from lightllm.engine.runner import Engine, Ticket
+from lightllm.errors import OutOfMemory
+from lightllm.ipc import Poller, Receiver, Sender
+from lightllm.memory.token_memory import TokenMemory
+from lightllm.protocol.messages import (
+    Abort,
+    AbortFrontend,
+    DetokenizerInbox,
+    Die,
+    Drain,
+    EngineInbox,
+    EngineStarted,
+    FinishReason,
+    Open,
+    Submit,
+    TokenBatch,
+    TokenOutput,
+    frontend_of,
+)
+from lightllm.protocol.plan import StepResult
+from lightllm.scheduler.estimators import make_estimator
+from lightllm.scheduler.policies import make_policy
+from lightllm.scheduler.scheduler import Scheduler
+from lightllm.workers.meters import EngineMeters
+
+logger = logging.getLogger(__name__)
+
+PROMPT_TAIL = 16
+"""Prompt tokens the detokenizer sees, to know whether the output starts in mid-sentence."""
+IDLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """A scheduler and an engine that fit together. `facts` is what other processes need to know."""
+
+    scheduler: Scheduler
+    engine: Engine
+    facts: dict[str, Any]
+    resolved: tuple[Resolved, ...]
+
+
+def build_parts(settings: Settings, directory: Path) -> EngineParts:
+    """Load the model in `directory` and put a scheduler before it. Raises ConfigError and what `build` raises."""
+    built = build(settings, directory)
+    defaults = read_generation_defaults(directory)
+    scheduler_settings = replace(
+        settings.scheduler,
+        max_step_tokens=built.max_step_tokens,
+        max_running=min(settings.scheduler.max_running, built.total_tokens),
+    )
+    scheduler = Scheduler(
+        scheduler_settings,
+        TokenMemory(built.total_tokens, prefix_cache=settings.scheduler.prefix_cache),
+        make_policy(scheduler_settings),
+        make_estimator(scheduler_settings),
+        max_len=built.max_len,
+        eos_ids=defaults.eos_ids,
+        shareable_len=built.spec.shareable_len,
+    )
+    facts = {
+        "vocab_size": built.spec.vocab_size,
+        "max_model_len": built.max_len,
+        "max_total_tokens": built.total_tokens,
+        "max_running": scheduler_settings.max_running,
+        "eos_ids": list(defaults.eos_ids),
+        "generation_defaults": defaults.sampling,
+        "device": _resolved(built, "device"),
+        "dtype": _resolved(built, "dtype"),
+    }
+    return EngineParts(scheduler, built.engine, facts, built.resolved)
+
+
+class EngineLoop:
+    """Joins a scheduler and an engine to their inboxes and the detokenizer. `depth` steps may be in flight at once."""
+
+    def __init__(
+        self,
+        parts: EngineParts,
+        inboxes: Sequence[Receiver[EngineInbox]],
+        outbox: Sender[DetokenizerInbox],
+        *,
+        generation: int = 0,
+        depth: int = 2,
+        meters: EngineMeters | None = None,
+    ) -> None:
+        self._scheduler = parts.scheduler
+        self._engine = parts.engine
+        self._inboxes = inboxes
+        self._outbox = outbox
+        self._depth = depth
+        self._meters = meters
+        self._tickets: deque[Ticket] = deque()
+        self._leaving = False
+        outbox.send(EngineStarted(generation))
+
+    def run(self) -> None:
+        """Serve until told to leave. A fault of the device is raised; anything less fails its requests only."""
+        poller = Poller(self._inboxes, [self._outbox])
+        while not self._leaving:
+            self._receive()
+            if not self.step() and not self._leaving:
+                poller.wait(IDLE_SECONDS)
+        self._engine.close()
+
+    def step(self) -> bool:
+        """One turn of the loop. Returns False when there is nothing to do until a message arrives."""
+        launched = self._launch()
+        if self._tickets and (not launched or len(self._tickets) >= self._depth):
+            self._emit(self._collect())
+        else:
+            self._emit(self._scheduler.take_outputs())
+        self._outbox.flush()
+        return launched or bool(self._tickets)
+
+    def handle(self, message: EngineInbox) -> None:
+        """Take in one message."""
+        now = time.monotonic()
+        match message:
+            case Submit():
+                self._submit(message, now)
+            case Abort(request_ids):
+                for request_id in request_ids:
+                    self._scheduler.abort(request_id, now)
+            case AbortFrontend(frontend):
+                for request_id in self._scheduler.request_ids:
+                    if frontend_of(request_id) == frontend:
+                        self._scheduler.abort(request_id, now)
+            case Die() | Drain():
+                self._leaving = True
+
+    def _receive(self) -> None:
+        for inbox in self._inboxes:
+            for message in inbox.receive():
+                self.handle(message)
+
+    def _submit(self, submit: Submit, now: float) -> None:
+        try:
+            self._scheduler.submit(submit, now)
+        except AssertionError as error:
+            logger.error("request %d was refused: %s", submit.request_id, error)
+            failed = TokenOutput(
+                submit.request_id, finish=FinishReason.ERROR, error=("invalid_request", "the request does not fit")
+            )
+            self._outbox.send(_open(submit))
+            self._outbox.send(TokenBatch((failed,)))
+            return
+        self._outbox.send(_open(submit))
+
+    def _launch(self) -> bool:
+        if len(self._tickets) >= self._depth:
+            return False
+        begun = time.perf_counter()
+        plan = self._scheduler.schedule(time.monotonic())
+        if plan is None:
+            return False
+        if self._meters is not None:
+            self._meters.planned(plan, time.perf_counter() - begun)
+        self._tickets.append(self._engine.launch(plan))
+        return True
+
+    def _collect(self) -> list[TokenOutput]:
+        ticket = self._tickets.popleft()
+        try:
+            result = self._engine.collect(ticket)
+        except Exception as error:
+            return self._survive(error)
+        if self._meters is not None:
+            self._meters.stepped(result.seconds)
+        return self._apply(result)
+
+    def _apply(self, result: StepResult) -> list[TokenOutput]:
+        return self._scheduler.apply(result, time.monotonic())
+
+    def _survive(self, error: Exception) -> list[TokenOutput]:
+        """A step raised: its requests fail, unless the device itself is lost."""
+        if _device_is_lost(error):
+            raise error
+        logger.exception("a step failed", exc_info=error)
+        return self._scheduler.fail_launched(_explain(error), time.monotonic())
+
+    def _emit(self, outputs: list[TokenOutput]) -> None:
+        if not outputs:
+            return
+        if self._meters is not None:
+            self._meters.emitted(outputs)
+        self._outbox.send(TokenBatch(tuple(outputs)))
+
+
+def _open(submit: Submit) -> Open:
+    params = submit.params
+    return Open(
+        submit.request_id,
+        submit.prompt[-4 * PROMPT_TAIL :],
+        params.stop,
+        params.include_stop_str_in_output,
+        params.min_tokens,
+        params.skip_special_tokens,
+        params.spaces_between_special_tokens,
+    )
+
+
+def _device_is_lost(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    lost = getattr(torch, "AcceleratorError", None)
+    return (lost is not None and isinstance(error, lost)) or "CUDA error" in str(error)
+
+
+def _explain(error: Exception) -> str:
+    """What a client is told: never a traceback, and for lack of memory the flag to change."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        hint = "lower --max-step-tokens or --memory-fraction"
+        return OutOfMemory(f"the device ran out of memory in a step; {hint}").message
+    return f"the engine failed on this step ({type(error).__name__})"
+
+
+def _resolved(built: BuiltEngine, name: str) -> Any:
+    return next(r.value for r in built.resolved if r.name == name)

@@ -1,0 +1,93 @@
+"""From a caller's prompt and parameters to Submit messages: every check that needs the model or its tokenizer.
+
+Shared by the HTTP frontend and the offline API, so that both accept and refuse the same things in the same words.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from lightllm.errors import ContextLengthExceeded, InvalidRequest
+from lightllm.protocol.messages import Submit, pack_ids
+from lightllm.protocol.sampling_params import MAX_BAD_WORD_TOKENS, SamplingParams, check_token_ids
+from lightllm.text.tokenizer import Tokenizer
+
+SEED_RANGE = 1 << 64
+
+
+class Intake:
+    """Checks requests for one model. `vocab_size` ids and `max_model_len` tokens are its limits."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, max_model_len: int) -> None:
+        self._tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> int:
+        """How many tokens may follow `prompt`. Raises InvalidRequest or ContextLengthExceeded."""
+        if not len(prompt):
+            raise InvalidRequest("the prompt has no tokens; it needs at least 1", param="prompt")
+        check_token_ids("prompt", prompt, self.vocab_size)
+        params.check_for_model(self.vocab_size)
+        wanted, room = params.max_tokens, self.max_model_len - len(prompt)
+        if room < (1 if wanted is None else wanted):
+            asks = "leaves no room for output" if wanted is None else f"and max_tokens of {wanted} ask for more"
+            message = f"the context holds {self.max_model_len} tokens; a prompt of {len(prompt)} tokens {asks}"
+            raise ContextLengthExceeded(message, param="prompt" if room < 1 else "max_tokens")
+        max_tokens = room if wanted is None else wanted
+        if params.min_tokens > max_tokens:
+            message = f"min_tokens of {params.min_tokens} passes the {max_tokens} tokens that the context has left"
+            raise InvalidRequest(message, param="min_tokens")
+        return max_tokens
+
+    def submits(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        request_ids: Iterator[int],
+        arrival: float,
+        *,
+        cache_salt: str = "",
+        priority: int = 0,
+    ) -> list[Submit]:
+        """One Submit for each of `params.n` choices. Without a seed each draws its own; with one, choice i uses
+        seed + i modulo 2^64. Raises InvalidRequest or ContextLengthExceeded."""
+        max_tokens = self.check(prompt, params)
+        bad_words = self.bad_word_ids(params.bad_words)
+        single = params if params.n == 1 else msgspec.structs.replace(params, n=1)
+        packed = pack_ids(prompt)
+        return [
+            Submit(
+                request_id=next(request_ids),
+                prompt=packed,
+                params=single,
+                max_tokens=max_tokens,
+                seed=_seed(params.seed, turn),
+                arrival=arrival,
+                bad_words=bad_words,
+                cache_salt=cache_salt,
+                priority=priority,
+            )
+            for turn in range(params.n)
+        ]
+
+    def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token id sequences of each word, at the start of a text and after a space. Raises InvalidRequest."""
+        found: dict[tuple[int, ...], None] = {}
+        for word in words:
+            bare = tuple(self._tokenizer.encode(word.lstrip(), add_special_tokens=False))
+            spaced = tuple(self._tokenizer.encode(" " + word.lstrip(), add_special_tokens=False))
+            if not bare or len(bare) > MAX_BAD_WORD_TOKENS:
+                shown = f"bad_words entry {word[:40]!r} has {len(bare)} tokens"
+                raise InvalidRequest(f"{shown}; allowed are 1 to {MAX_BAD_WORD_TOKENS}", param="bad_words")
+            found[bare] = None
+            if spaced[-len(bare) :] != bare and len(spaced) <= MAX_BAD_WORD_TOKENS:
+                found[spaced] = None
+        return tuple(found)
+
+
+def _seed(seed: int | None, turn: int) -> int:
+    return secrets.randbits(63) if seed is None else (seed + turn) % SEED_RANGE

@@ -1,0 +1,68 @@
+"""The engine's readings for /metrics: what the scheduler counts and what each step took."""
+
+from __future__ import annotations
+
+from lightllm.metrics import names
+from lightllm.metrics.board import MetricSet
+from lightllm.protocol.messages import FinishReason, TokenOutput
+from lightllm.protocol.plan import StepPlan
+from lightllm.scheduler.scheduler import Scheduler
+
+
+class EngineMeters:
+    """Writes to one metric board. Counters of the scheduler are published as differences since the last reading."""
+
+    def __init__(self, metrics: MetricSet, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._running = metrics.gauge(names.REQUESTS_RUNNING)
+        self._waiting = metrics.gauge(names.REQUESTS_WAITING)
+        self._usage = metrics.gauge(names.KV_CACHE_USAGE)
+        self._capacity = metrics.gauge(names.KV_SLOT_CAPACITY)
+        self._slots = {state: metrics.gauge(names.KV_SLOTS, state=state) for state in ("free", "cached", "held")}
+        self._steps = metrics.counter(names.ENGINE_STEPS)
+        self._step_tokens = metrics.histogram(names.STEP_TOKENS_RUN)
+        self._step_seconds = metrics.histogram(names.STEP_DURATION)
+        self._scheduler_seconds = metrics.histogram(names.SCHEDULER_SECONDS)
+        self._totals = {
+            "queried_tokens": metrics.counter(names.PREFIX_CACHE_QUERIED),
+            "hit_tokens": metrics.counter(names.PREFIX_CACHE_HIT),
+            "num_preemptions": metrics.counter(names.PREEMPTIONS),
+        }
+        self._evicted = metrics.counter(names.EVICTED_TOKENS)
+        self._finished = {r: metrics.counter(names.REQUESTS_FINISHED, finish_reason=r.value) for r in FinishReason}
+        self._seen = dict.fromkeys([*self._totals, "evicted"], 0)
+        self.read()
+
+    def planned(self, plan: StepPlan, seconds: float) -> None:
+        """A step was planned in `seconds` of host time."""
+        self._step_tokens.observe(plan.num_tokens)
+        self._scheduler_seconds.observe(seconds)
+
+    def stepped(self, seconds: float) -> None:
+        """A step's result arrived; it took `seconds` on the device."""
+        self._steps.inc()
+        self._step_seconds.observe(seconds)
+        self.read()
+
+    def emitted(self, outputs: list[TokenOutput]) -> None:
+        for output in outputs:
+            if output.finish is not None:
+                self._finished[output.finish].inc()
+
+    def read(self) -> None:
+        """Publish the gauges and what the counters gained."""
+        scheduler = self._scheduler
+        ledger = scheduler.memory.ledger()
+        self._running.set(scheduler.num_running)
+        self._waiting.set(scheduler.num_waiting)
+        self._capacity.set(ledger.total)
+        self._usage.set(ledger.in_use / ledger.total)
+        self._slots["free"].set(ledger.free)
+        self._slots["cached"].set(ledger.evictable)
+        self._slots["held"].set(ledger.in_use)
+        for name, counter in self._totals.items():
+            value = getattr(scheduler.counters, name)
+            counter.inc(value - self._seen[name])
+            self._seen[name] = value
+        self._evicted.inc(scheduler.memory.num_evicted - self._seen["evicted"])
+        self._seen["evicted"] = scheduler.memory.num_evicted
