@@ -21,7 +21,7 @@ from lightllm.config.locate import find_model
 from lightllm.config.settings import Settings
 from lightllm.errors import ConfigError, InvalidRequest, LightLLMError, error_from_code
 from lightllm.ipc import local_channel
-from lightllm.protocol.messages import Abort, FinishReason, TextBatch, TextOutput
+from lightllm.protocol.messages import Abort, FinishReason, Submit, TextBatch, TextOutput
 from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.text.chat import ChatTemplate, check_template_kwargs
 from lightllm.text.tokenizer import Tokenizer
@@ -129,6 +129,33 @@ class LLM:
         self._run(owners, progress)
         return outputs
 
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextOutput]:
+        """Generate for one prompt, piece by piece as it is made; leaving the iterator early stops the work.
+
+        Raises InvalidRequest, also for more than one choice.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise InvalidRequest(f"a stream has one choice, n is {params.n}", param="n")
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        (submit,) = self._intake.submits(ids, params, self._request_ids, time.monotonic())
+        return self._pieces(submit)
+
+    def _pieces(self, submit: Submit) -> Iterator[TextOutput]:
+        self._to_engine.send(submit)
+        ended = False
+        try:
+            while not ended:
+                for output in self._turn():
+                    if output.request_id == submit.request_id:
+                        ended = output.finish is not None or output.error is not None
+                        if output.error is not None:
+                            raise error_from_code(*output.error)
+                        yield output
+        finally:
+            if not ended:
+                self._stop((submit.request_id,))
+
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
@@ -180,9 +207,14 @@ class LLM:
                             advance()
         finally:
             if owners:
-                self._to_engine.send(Abort(tuple(owners)))
-                while self._parts.scheduler.has_work:
-                    self._turn()
+                self._stop(tuple(owners))
+
+    def _stop(self, request_ids: tuple[int, ...]) -> None:
+        """Abort requests and let what was launched run out."""
+        self._to_engine.send(Abort(request_ids))
+        self._turn()
+        while self._parts.scheduler.has_work:
+            self._turn()
 
     def _turn(self) -> list[TextOutput]:
         for message in self._engine_inbox.receive():
@@ -209,8 +241,7 @@ def override_settings(settings: Settings, values: dict[str, Any]) -> Settings:
             raise ConfigError(f"unknown setting {name}; known: {', '.join(sorted(known))}", param=name)
         if name != "model" or value is not None:
             changes.setdefault(known[name], {})[name] = value
-    sections = {section: replace(getattr(settings, section), **new) for section, new in changes.items()}
-    return replace(settings, **sections)
+    return replace(settings, **{name: replace(getattr(settings, name), **new) for name, new in changes.items()})
 
 
 def _take_in(output: TextOutput, owners: dict[int, tuple[RequestOutput, CompletionOutput]]) -> bool:
@@ -238,6 +269,21 @@ def _take_in(output: TextOutput, owners: dict[int, tuple[RequestOutput, Completi
     choice.finish_reason = str(output.finish)
     choice.stop_reason = output.stop_reason
     return True
+
+
+@contextmanager
+def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    """A bar of finished choices on a terminal's stderr, nothing elsewhere; yields the function that advances it."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = ("generating", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""From settings to an engine: find the device, read the config, load the weights, size the pool. Says why at each step."""
+"""From settings to an engine: find the device, read the config, load the weights, size the pool, saying why."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ class Submit(Message, tag="submit", frozen=True):
     """A request to generate. `prompt` is packed int32; `seed` is always set here, drawn if the caller gave none.
 
     `bad_words` are token id sequences never to complete; `cache_salt` keeps prefix reuse within one salt;
-    `arrival` is seconds on the machine's monotonic clock.
+    `arrival` is seconds on the machine's monotonic clock. `tenant` and its `weight` are what fairness counts by;
+    `ttft_target` and `tpot_target` are seconds to the first token and between tokens, and with `refuse_late` a
+    request that cannot meet the former is refused at once. `share_prefix` off keeps out of the prefix cache.
     """
 
     request_id: int
@@ -49,6 +51,12 @@ class Submit(Message, tag="submit", frozen=True):
     bad_words: tuple[tuple[int, ...], ...] = ()
     cache_salt: str = ""
     priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
+    ttft_target: float | None = None
+    tpot_target: float | None = None
+    refuse_late: bool = False
+    share_prefix: bool = True
 
 
 class Abort(Message, tag="abort", frozen=True):
@@ -73,6 +81,7 @@ class Open(Message, tag="open", frozen=True):
     min_tokens: int
     skip_special_tokens: bool
     spaces_between_special_tokens: bool
+    detokenize: bool = True
 
 
 class TopLogprobs(Message, frozen=True):

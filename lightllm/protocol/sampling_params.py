@@ -34,6 +34,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     `max_tokens=None` means: until the context is full. `top_k` of -1 or 0 is off. `logprobs=k` returns the chosen
     token and the k likeliest of each step; `prompt_logprobs` likewise for the prompt, -1 for the whole vocabulary.
+    Without `detokenize` only ids come back, no text, and stop strings are refused.
     Raises InvalidRequest when a value is out of range.
     """
 
@@ -59,6 +60,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    detokenize: bool = True
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -106,6 +108,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def _check_lists(self) -> None:
         _strings("stop", self.stop, MAX_STOPS, MAX_STOP_CHARS)
+        if self.stop and not self.detokenize:
+            raise InvalidRequest("stop strings need detokenize=True: they are found in the text", param="stop")
         _strings("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_STOP_CHARS)
         _token_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         if self.allowed_token_ids is not None:

@@ -220,6 +220,7 @@ def _open(submit: Submit) -> Open:
         params.min_tokens,
         params.skip_special_tokens,
         params.spaces_between_special_tokens,
+        params.detokenize,
     )
 
 
