@@ -9,8 +9,10 @@ The engine loop and the detokenizer are those of the server; only the channels b
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
