@@ -1,0 +1,1 @@
+"""HTTP: the dialects that clients speak, streaming, errors, access, and the frontend process."""

@@ -1,0 +1,1 @@
+"""The OpenAI dialect: chat, completions, models, and the tokenizer routes that other servers offer beside it."""

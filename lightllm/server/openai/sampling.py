@@ -1,0 +1,96 @@
+"""From request fields to SamplingParams: the request's values, else the model's own defaults, else those of OpenAI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightllm.errors import InvalidRequest, ModelNotFound
+from lightllm.protocol.sampling_params import GREEDY_TEMPERATURE, SamplingParams
+from lightllm.server.openai.schemas import SamplingFields
+from lightllm.workers.frontend import Frontend
+
+DIRECT = (
+    "n",
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+)
+"""Fields that mean the same here and there."""
+LISTS = ("stop_token_ids", "bad_words", "allowed_token_ids")
+INHERITED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields whose default a model's generation_config.json may set."""
+
+
+def sampling_params(
+    fields: SamplingFields,
+    defaults: Mapping[str, Any],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    """The sampling parameters of a request; `defaults` are the model's. Raises InvalidRequest that names the field."""
+    values = {name: defaults[name] for name in INHERITED if defaults.get(name) is not None}
+    values |= {name: value for name in DIRECT if (value := getattr(fields, name)) is not None}
+    values |= {name: tuple(value) for name in LISTS if (value := getattr(fields, name)) is not None}
+    if fields.stop is not None:
+        values["stop"] = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop)
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        logit_bias=read_logit_bias(fields.logit_bias),
+        **values,
+    )
+    if params.n > 1 and params.temperature < GREEDY_TEMPERATURE:
+        raise InvalidRequest(
+            f"n must be 1 when temperature is 0, got {params.n}: greedy choices would be equal", param="n"
+        )
+    return params
+
+
+def check_stream(fields: SamplingFields) -> None:
+    """Raise InvalidRequest for what only goes with a stream, or only without one."""
+    if fields.prompt_logprobs is not None and fields.stream:
+        raise InvalidRequest("prompt_logprobs cannot be streamed; set stream to false", param="prompt_logprobs")
+    if fields.stream_options is not None and not fields.stream:
+        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+
+
+def check_model(frontend: Frontend, model: str | None) -> str:
+    """The served name to answer with; a request without a model gets the first. Raises ModelNotFound."""
+    names = frontend.model_names
+    if model is None:
+        return names[0]
+    if model not in names:
+        served = ", ".join(names)
+        raise ModelNotFound(f"the model {model[:200]!r} is not served here; served: {served}", param="model")
+    return model
+
+
+def read_logit_bias(bias: Mapping[str, float] | None) -> dict[int, float] | None:
+    """JSON keys are strings; here they are token ids again."""
+    if not bias:
+        return None
+    try:
+        return {_token_id(key): value for key, value in bias.items()}
+    except ValueError:
+        wrong = next(key for key in bias if not (key.isascii() and key.isdecimal() and len(key) <= 10))
+        raise InvalidRequest(f"logit_bias keys must be token ids, got {wrong[:80]!r}", param="logit_bias") from None
+
+
+def _token_id(key: str) -> int:
+    if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+        raise ValueError(key)
+    return int(key)

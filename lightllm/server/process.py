@@ -1,0 +1,109 @@
+"""The life of a frontend process: serve HTTP on an inherited socket while messages arrive, drain, leave.
+
+Starting and watching processes is the supervisor's business; this module only obeys Drain and Die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from lightllm.config.settings import ServerSettings
+from lightllm.errors import Draining
+from lightllm.ipc import Receiver
+from lightllm.protocol.messages import Die, Drain, FrontendInbox
+from lightllm.workers.frontend import Frontend
+
+IDLE_CONNECTION_SECONDS = 75
+"""How long a connection without a request is kept; longer than load balancers and clients keep theirs."""
+LAST_WORDS_SECONDS = 2
+"""After the last generation ended, how long its response may take to leave."""
+BACKLOG = 2048
+
+logger = logging.getLogger(__name__)
+
+
+def run_frontend(
+    frontend: Frontend, app: ASGIApp, listening_socket: socket.socket, inbox: Receiver[FrontendInbox]
+) -> None:
+    """Serve until Drain or Die arrives; blocks. The socket must be bound and is closed at the end.
+
+    Signals are left to the caller: a frontend is stopped by messages, or killed.
+    """
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(frontend, app, listening_socket, inbox))
+
+
+async def serve(
+    frontend: Frontend, app: ASGIApp, listening_socket: socket.socket, inbox: Receiver[FrontendInbox]
+) -> None:
+    """`run_frontend` on the running event loop."""
+    server = _Server(_config(app, frontend.settings.server))
+    receiving = asyncio.create_task(_receive(frontend, inbox, server))
+    receiving.add_done_callback(lambda _: server.leave())
+    try:
+        await server.serve(sockets=[listening_socket])
+    finally:
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        frontend.close()
+    if not receiving.cancelled():
+        receiving.result()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def leave(self) -> None:
+        """Stop accepting, let responses under way finish for a moment, then return from `serve`."""
+        self.should_exit = True
+
+
+def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning" if not settings.access_log else "info",
+        access_log=settings.access_log,
+        server_header=False,
+        root_path=settings.root_path,
+        backlog=BACKLOG,
+        timeout_keep_alive=IDLE_CONNECTION_SECONDS,
+        timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+    )
+
+
+async def _receive(frontend: Frontend, inbox: Receiver[FrontendInbox], server: _Server) -> None:
+    """The receive loop. It ends with Die, or when a drain is complete."""
+    draining: asyncio.Task[None] | None = None
+    async for batch in inbox.stream():
+        for message in batch:
+            frontend.receive(message)
+            match message:
+                case Die():
+                    return
+                case Drain() if draining is None:
+                    draining = asyncio.create_task(_drain(frontend, message.deadline_s))
+                    draining.add_done_callback(lambda _: server.leave())
+
+
+async def _drain(frontend: Frontend, deadline_s: float) -> None:
+    """Let live generations finish; those that are not done by the deadline end with an error."""
+    logger.info("draining: %d requests may finish within %g s", frontend.num_live, deadline_s)
+    if not await frontend.wait_idle(deadline_s):
+        frontend.fail_all(Draining(f"the server stopped before the answer was complete, after {deadline_s:g} s"))
