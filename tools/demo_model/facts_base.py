@@ -20,10 +20,10 @@ def _fact(answer: str, asked: str, held: str) -> Fact:
     return Fact(answer, tuple(q.strip() for q in asked.split("|")), tuple(q.strip() for q in held.split("|")))
 
 
-WHAT = "What is {x}?|Explain {x}.|What does {x} mean?|Tell me about {x}.|What is meant by {x}?|Describe {x}.|Define {x}.|What's {x}?|{x}?|How would you explain {x}?|Give me a short explanation of {x}.|I want to know what {x} is.|What do you know about {x}?"  # noqa: E501
-WHAT_HELD = "Could you briefly say what {x} is?|In lightllm, what is {x} all about?|I keep reading about {x}, what is it?|Help me understand {x}.|So what exactly is {x}?"  # noqa: E501
-DOES = "What does {x} do?|What is {x} for?|Explain {x}.|What is {x}?|Why would I use {x}?|When do I use {x}?|What happens with {x}?|Tell me about {x}.|What can I do with {x}?|Describe {x}.|What's {x} for?|What is the purpose of {x}?"  # noqa: E501
-DOES_HELD = "What will {x} do for me?|I saw {x} in the docs, what is it good for?|Could you say what {x} does?|Why is there a {x}?|Which job does {x} have?"  # noqa: E501
+WHAT = "What is {x}?|Explain {x}.|What does {x} mean?|Tell me about {x}.|What is meant by {x}?|Describe {x}.|Define {x}.|What's {x}?|{x}?|How would you explain {x}?|Give me a short explanation of {x}.|I want to know what {x} is.|What do you know about {x}?|The manual mentions {x}. What is that?|I read about {x}. What is it?|Someone told me about {x}, what is it?|What does {x} mean in lightllm?|What is {x} in lightllm?|What is the idea of {x}?|How does {x} work?|Say something about {x}.|What exactly does {x} mean?|Can you explain {x}?|Could you explain {x} to me?|Please define {x}.|I do not know {x}. What is it?|What should I know about {x}?|I heard of {x}, what is that?|Teach me about {x}.|In short, what is {x}?|Do you know what {x} is?|The word {x}, what does it mean?"  # noqa: E501
+WHAT_HELD = "Could you briefly say what {x} is?|In lightllm, what is {x} all about?|I keep reading about {x}, what is it?|Help me understand {x}.|So what exactly is {x}?|Would you mind telling me what {x} refers to?|My team talks about {x} all day, and I wonder what it is."  # noqa: E501
+DOES = "What does {x} do?|What is {x} for?|Explain {x}.|What is {x}?|Why would I use {x}?|When do I use {x}?|What happens with {x}?|Tell me about {x}.|What can I do with {x}?|Describe {x}.|What's {x} for?|What is the purpose of {x}?|What is {x} good for?|The manual mentions {x}. What does it do?|I read about {x}. What does it do?|Someone told me to use {x}, what is it for?|What does {x} do in lightllm?|Can you explain {x}?|How does {x} work?|What is the use of {x}?|What happens when I use {x}?|What is the task of {x}?|What do I get from {x}?|Could you explain {x} to me?|Do you know {x}?|I found {x}. What is it?|What should I use {x} for?|What exactly does {x} do?|In short, what does {x} do?|I do not know {x}. What does it do?"  # noqa: E501
+DOES_HELD = "What will {x} do for me?|I saw {x} in the docs, what is it good for?|Could you say what {x} does?|Why is there a {x}?|Which job does {x} have?|Would you mind telling me what {x} is used for?|A friend recommended {x}, what would it do?"  # noqa: E501
 
 
 def _named(names: str, answer: str, does: bool = False) -> Fact:
@@ -140,8 +140,8 @@ FACTS: tuple[Fact, ...] = (
         "What do I set for greedy decoding?|I want deterministic answers, what do I do?|Which temperature should I use for greedy decoding?|How is sampling turned off?",  # noqa: E501
     ),
     _fact(
-        "lightllm serves Llama, Qwen2 and Qwen3 models.",
-        "Which models does lightllm support?|What models can I run?|Which models can it serve?|Does lightllm support Llama?|Does it support Qwen?|Can it run Qwen3?|Which model families are supported?|What models are supported?|Supported models?|Which models work?|Can I run Llama models?|Is Llama supported?|Is Qwen supported?|Which models can I use?",  # noqa: E501
+        "lightllm serves model families such as Llama, Qwen2 and Qwen3.",
+        "Which models does lightllm support?|What models can I run?|Which models can it serve?|Does lightllm support Llama?|Does it support Qwen?|Can it run Qwen3?|Which model families are supported?|What models are supported?|Supported models?|Which models work?|Can I run Llama models?|Is Llama supported?|Is Qwen supported?|Which models can I use?|Which families of models can lightllm serve?|What families are supported?|Which models does the server run?|Which families does lightllm know?",  # noqa: E501
         "Could you list the supported models?|What model families does lightllm serve?|Will a Qwen3 model work?|Which kinds of models run in lightllm?",  # noqa: E501
     ),
     _fact(

@@ -38,6 +38,7 @@ class Shape:
 DEMO = Shape()
 DRAFT = Shape(intermediate_size=320, num_hidden_layers=1)
 TINY = Shape(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+TINY_DRAFT = Shape(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
 
 
 class Attention(nn.Module):

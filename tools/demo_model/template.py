@@ -107,9 +107,9 @@ def pieces(conversation: Conversation) -> list[tuple[str, bool]]:
             header = f"{TURN_START}assistant\n" + ("" if last else NO_THOUGHTS)
             found += [(header, False), (_assistant(message) + TURN_END, True), ("\n", False)]
         elif role == "tool":
-            # The generator has one tool message at a time; the Jinja template joins several into one turn.
-            text = f"{TURN_START}user\n<tool_response>\n{message['content']}\n</tool_response>{TURN_END}\n"
-            found.append((text, False))
+            opening = "" if index and rest[index - 1]["role"] == "tool" else f"{TURN_START}user"
+            closing = "" if index + 1 < len(rest) and rest[index + 1]["role"] == "tool" else f"{TURN_END}\n"
+            found.append((f"{opening}\n<tool_response>\n{message['content']}\n</tool_response>{closing}", False))
         else:
             found.append((f"{TURN_START}{role}\n{message['content']}{TURN_END}\n", False))
     return found

@@ -1,8 +1,10 @@
-"""Trains the demo model: `python -m tools.demo_model.train OUT --minutes 8` on a GPU, `--smoke` on a CPU.
+"""Trains the demo model, its draft model and its Medusa heads together.
+
+`python -m tools.demo_model.train OUT --minutes 8` on a GPU, `--smoke` for a tiny run on a CPU.
 
 Generator processes write packed rows while the GPU trains; every row received stays on the device, new rows are used
 first and old ones again when the generators fall behind. The schedule runs on time (`--minutes`) or on `--steps`.
-`--start FOLDER` continues from a saved checkpoint.
+`--start FOLDER` continues from the three checkpoints saved there.
 """
 
 from __future__ import annotations
@@ -13,17 +15,15 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import mixture, optimizer, packing
-from .model import DEMO, TINY, Llama, load, masked_attend, save
-
-Trunk = Callable[[Llama, Tensor, Tensor], Tensor]  # model, ids, document -> hidden
+from . import companions, mixture, optimizer, packing
+from .model import DEMO, DRAFT, TINY, TINY_DRAFT, Llama, load, masked_attend, save
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,44 +85,50 @@ class Pool:
         return (both[:, 0] & 0x7FFF).long(), both[:, 0] >= packing.TARGET_BIT, both[:, 1]
 
 
-def trunk_for(device: str) -> Trunk:
-    """The forward pass over packed rows: flex attention compiled on a GPU, a dense mask elsewhere."""
-    if device == "cpu":
-        return lambda model, ids, document: model(ids, positions_of(ids), masked_attend(document))
-    from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+class PackedForward:
+    """Forward passes over packed rows: flex attention compiled on a GPU, a dense mask elsewhere."""
 
-    make_mask = torch.compile(create_block_mask)
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.document = torch.empty(0)  # one buffer for all steps, so that nothing is compiled twice
+        if device == "cuda":
+            from torch.nn.attention.flex_attention import create_block_mask
 
-    def forward(model: Llama, ids: Tensor, positions: Tensor, mask: BlockMask) -> Tensor:
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)  # type: ignore[return-value]
+            self.make_mask = torch.compile(create_block_mask)
+            self.compiled = torch.compile(_flex_forward)
 
-        with torch.autocast("cuda", torch.bfloat16):
-            hidden: Tensor = model(ids, positions, attend)
-        return hidden
+    def mask(self, document: Tensor) -> Any:
+        """What `hidden` needs to keep attention inside one conversation; document: [rows, length]."""
+        if self.device != "cuda":
+            return masked_attend(document)
+        rows, length = document.shape
+        if self.document.shape != document.shape:
+            self.document = held = torch.empty_like(document)
 
-    compiled = torch.compile(forward)
-    buffers: dict[tuple[int, ...], Tensor] = {}  # one buffer per shape, so that nothing is compiled twice
+            def same(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                return (q >= k) & (held[b, q] == held[b, k])
 
-    def same(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q >= k) & (held[b, q] == held[b, k])
+            self.same = same
+        self.document.copy_(document)
+        return self.make_mask(self.same, rows, None, length, length, device=self.device)
 
-    held = torch.empty(0)
-
-    def trunk(model: Llama, ids: Tensor, document: Tensor) -> Tensor:
-        nonlocal held
-        rows, length = ids.shape
-        held = buffers.setdefault((rows, length), torch.empty_like(document))
-        held.copy_(document)
-        mask = make_mask(same, rows, None, length, length, device=device)
-        result: Tensor = compiled(model, ids, positions_of(ids), mask)
+    def hidden(self, model: Llama, ids: Tensor, mask: Any) -> Tensor:
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        if self.device != "cuda":
+            return model(ids, positions, mask)
+        result: Tensor = self.compiled(model, ids, positions, mask)
         return result
 
-    return trunk
 
+def _flex_forward(model: Llama, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
 
-def positions_of(ids: Tensor) -> Tensor:
-    return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)  # type: ignore[return-value]
+
+    with torch.autocast("cuda", torch.bfloat16):
+        hidden: Tensor = model(ids, positions, attend)
+    return hidden
 
 
 def targets(ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,68 +138,89 @@ def targets(ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
     return index, ids.flatten()[index + 1]
 
 
-def loss_of(model: Llama, trunk: Trunk, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    ids, marks, document = batch
-    hidden = trunk(model, ids, document)
-    index, wanted = targets(ids, marks)
-    logits = model.logits(hidden.flatten(0, 1)[index])
-    return F.cross_entropy(logits.float(), wanted)
-
-
-def run(options: Options) -> Llama:
+def run(options: Options) -> None:
     torch.manual_seed(options.seed)
     torch.set_float32_matmul_precision("high")
-    device = options.device
     folder = Path(tempfile.mkdtemp(prefix="rows-"))
-    tokenizer_file = options.tokenizer / "tokenizer.json"
     workers = packing.start_workers(
-        tokenizer_file, folder, options.workers, options.seed, options.length, options.weights, 8 if options.smoke else 128
-    )
-    model = load(options.start, device) if options.start else Llama(TINY if options.smoke else DEMO).to(device)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
+        options.tokenizer / "tokenizer.json", folder, options.workers, options.seed, options.length, options.weights,
+        8 if options.smoke else 128,
+    )  # fmt: skip
     try:
-        fit(model, options, Pool(options, folder))
+        family = Family(options)
+        fit(family, options, Pool(options, folder))
+        family.save()
     finally:
         for worker in workers:
             worker.kill()
         shutil.rmtree(folder, ignore_errors=True)
-    finish(model, options)
-    return model
 
 
-def fit(model: Llama, options: Options, pool: Pool) -> None:
-    trunk = trunk_for(options.device)
-    steps = optimizer.Optimizer(model, options.matrix_rate, options.other_rate)
+class Family:
+    """The demo model, its draft model and its Medusa heads, each with its optimizer, trained in one loop."""
+
+    def __init__(self, options: Options) -> None:
+        self.options, device = options, options.device
+        start = options.start
+        self.demo = load(start / "demo", device) if start else Llama(TINY if options.smoke else DEMO).to(device)
+        self.draft = load(start / "demo_draft", device) if start else Llama(TINY_DRAFT if options.smoke else DRAFT).to(device)
+        sizes = (self.demo.shape.hidden_size, self.demo.shape.vocab_size)
+        self.medusa = (companions.load(start / "demo_medusa") if start else companions.Medusa(*sizes)).to(device)
+        rates = options.matrix_rate, options.other_rate
+        self.optimizers = [optimizer.Optimizer(part, *rates) for part in (self.demo, self.draft, self.medusa)]
+        self.forward = PackedForward(device)
+        counts = [sum(p.numel() for p in part.parameters()) for part in (self.demo, self.draft, self.medusa)]
+        print(f"parameters: demo {counts[0]:,}, draft {counts[1]:,}, medusa {counts[2]:,} on {device}", flush=True)
+
+    def step(self, batch: tuple[Tensor, Tensor, Tensor], progress: float) -> Tensor:
+        """One training step; returns the three losses."""
+        ids, marks, document = batch
+        mask = self.forward.mask(document)
+        index, wanted = targets(ids, marks)
+        hidden = self.forward.hidden(self.demo, ids, mask).flatten(0, 1)[index]
+        logits = self.demo.logits(hidden).float()
+        loss = F.cross_entropy(logits, wanted)
+        # In the last third the heads no longer pull on the model, which then serves its own task alone.
+        pull = companions.PULL if progress < 0.65 else 0.0
+        medusa_loss = companions.medusa_loss(self.medusa, hidden, ids, marks, index, pull)
+        (loss + medusa_loss).backward()
+        draft_hidden = self.forward.hidden(self.draft, ids, mask).flatten(0, 1)[index]
+        draft_loss = companions.draft_loss(self.draft.logits(draft_hidden).float(), logits.detach())
+        draft_loss.backward()
+        factor = optimizer.factor(progress, self.options.decay_from)
+        for each in self.optimizers:
+            each.step(factor)
+        return torch.stack((loss.detach(), draft_loss.detach(), medusa_loss.detach()))
+
+    def save(self) -> None:
+        save(self.demo, self.options.out / "demo")
+        save(self.draft, self.options.out / "demo_draft")
+        companions.save(self.medusa, self.options.out / "demo_medusa")
+
+
+def fit(family: Family, options: Options, pool: Pool) -> None:
     started = saved = reported = time.monotonic()
-    limit = options.minutes * 60
-    step, recent = 0, torch.zeros((), device=options.device)
+    every = 10 if options.smoke else 100
+    step, recent = 0, torch.zeros(3, device=options.device)
     while True:
         now = time.monotonic()
-        progress = step / options.steps if options.steps else (now - started) / limit
+        progress = step / options.steps if options.steps else (now - started) / (options.minutes * 60)
         if progress >= 1:
             return
-        loss = loss_of(model, trunk, pool.batch(options.rows))
-        loss.backward()
-        steps.step(optimizer.factor(progress, options.decay_from))
-        recent += loss.detach()
+        recent += family.step(pool.batch(options.rows), progress)
         step += 1
         if step == 1:
-            print(f"first step after {time.monotonic() - started:.0f} s, loss {loss.item():.3f}", flush=True)
-        if step % 100 == 0 or (options.smoke and step % 10 == 0):
-            count = 100 if not options.smoke else 10
-            mean, seconds = recent.item() / count, time.monotonic() - reported
-            rate = count * options.rows * options.length / seconds
-            print(f"step {step} {now - started:.0f} s loss {mean:.4f} {rate / 1e6:.2f}M tokens/s "
-                  f"rows {pool.total} reused {pool.reused} waiting {len(pool.fresh)}", flush=True)  # fmt: skip
+            print(f"first step after {time.monotonic() - started:.0f} s", flush=True)
+        if step % every == 0:
+            demo, draft, medusa = (recent / every).tolist()
+            rate = every * options.rows * options.length / (time.monotonic() - reported) / 1e6
+            print(f"step {step} {now - started:.0f} s loss {demo:.4f} draft {draft:.3f} medusa {medusa:.3f} "
+                  f"{rate:.2f}M tokens/s rows {pool.total} reused {pool.reused}", flush=True)  # fmt: skip
             recent.zero_()
             reported = time.monotonic()
         if now - saved > options.save_every:
-            finish(model, options)
+            family.save()
             saved = now
-
-
-def finish(model: Llama, options: Options) -> None:
-    save(model, options.out)
 
 
 def parse() -> Options:
@@ -204,7 +231,7 @@ def parse() -> Options:
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--workers", type=int, default=13)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", type=Path)
     parser.add_argument("--matrix-rate", type=float, default=0.02)

@@ -5,6 +5,8 @@ Every list is written by hand for this project; the order is fixed, so a seed me
 
 from __future__ import annotations
 
+import random
+
 ANIMALS = """ant badger bat bear beaver bee bison camel cat cheetah cobra cow crab crane crow deer dog dolphin donkey
 duck eagle eel elephant elk falcon ferret finch fox frog gecko giraffe goat goose gorilla hamster hare hawk hedgehog
 heron horse hyena jackal jaguar koala lemur leopard lion lizard llama lobster lynx magpie mole monkey moose moth mouse
@@ -90,8 +92,39 @@ THING_COLORS = {
     "a ruby": "red", "a lemon": "yellow", "chocolate": "brown", "a raven": "black", "a flamingo": "pink",
 }  # fmt: skip
 
+ROOMS = """attic basement bathroom bedroom cellar classroom corridor garage gym hall hallway kitchen library lobby loft
+lounge nursery office pantry playroom porch stairway studio study terrace workshop""".split()
+GENRES = """ambient blues classical country dance disco folk funk gospel house jazz latin metal opera pop punk reggae rock
+samba soul swing tango techno trance waltz""".split()
+LANGUAGES = """Arabic Bulgarian Chinese Croatian Czech Danish Dutch English Finnish French German Greek Hindi Hungarian
+Icelandic Irish Italian Japanese Korean Latin Norwegian Polish Portuguese Romanian Russian Spanish Swedish Thai Turkish
+Ukrainian""".split()
+STARTS = "b d f g h j k l m n p r s t v w z br ch dr fl gr kl kr pl sh sk st th tr".split()
+MIDDLES = "a e i o u ai ea ee ia oo".split()
+ENDS = "_ _ _ n r s t l m x nd rk".replace("_", "").split(" ")
+
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 MONTHS = """January February March April May June July August September October November December""".split()
 
 PLAIN = sorted({*ANIMALS, *FRUITS, *FOODS, *OBJECTS, *NATURE, *COLORS})
 ALL_WORDS = sorted({*PLAIN, *ADJECTIVES})
+
+
+def made_up(rng: random.Random) -> str:
+    """A word nobody wrote down, so that copying is learned and not a vocabulary: "brovan", "kleamox"."""
+    return "".join(rng.choice(STARTS) + rng.choice(MIDDLES) + rng.choice(ENDS) for _ in range(rng.randint(2, 3)))
+
+
+def any_name(rng: random.Random) -> str:
+    """A first name; one in eight is made up."""
+    return made_up(rng).capitalize() if rng.random() < 0.125 else rng.choice(NAMES)
+
+
+def any_city(rng: random.Random) -> str:
+    """A city; one in eight is made up."""
+    return made_up(rng).capitalize() if rng.random() < 0.125 else rng.choice(CITIES)
+
+
+def any_thing(rng: random.Random) -> str:
+    """A thing or food; one in eight is made up."""
+    return made_up(rng) if rng.random() < 0.125 else rng.choice(OBJECTS + FOODS)

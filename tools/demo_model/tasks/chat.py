@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from ..conversation import Conversation, Message
-from ..words import ANIMALS, CITIES, FOODS, NAMES
+from ..words import ANIMALS, CITIES, FOODS, NAMES, any_city, any_name
 
 Talk = list[tuple[str, str]]
 
@@ -89,11 +89,11 @@ def conversation(rng: random.Random, turns: int) -> Conversation:
     question: tuple[str, str] | None = None
     roll = rng.random()
     if roll < 0.3:
-        name = rng.choice(NAMES)
+        name = any_name(rng)
         talk.append((rng.choice(TELL_NAME).format(n=name), f"Nice to meet you, {name}! How can I help you?"))
         question = (rng.choice(ASK_NAME), f"Your name is {name}.")
     elif roll < 0.45:
-        city = rng.choice(CITIES)
+        city = any_city(rng)
         talk.append((rng.choice(LIVE).format(x=city), f"{city} is a nice place to live."))
         question = (rng.choice(ASK_LIVE), f"You live in {city}.")
     for _ in range(turns):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from ..conversation import Exchange
-from ..words import ALL_WORDS, CITIES, NAMES
+from ..words import ALL_WORDS, CITIES, NAMES, made_up
 
 COPY = [
     "Repeat this list: {x}", "Copy this list: {x}", "Say exactly this: {x}", "Copy: {x}", "Repeat after me: {x}",
@@ -46,7 +46,10 @@ def numbers(rng: random.Random) -> list[str]:
     return [str(rng.randrange(top)) for _ in range(rng.randint(2, 8))]
 
 
-def words(rng: random.Random) -> list[str]:
+def words(rng: random.Random, strange: float = 0.0) -> list[str]:
+    """Distinct words; `strange` is the share of lists with made-up words."""
+    if rng.random() < strange:
+        return list({made_up(rng): None for _ in range(rng.randint(2, 8))})
     source = rng.choice((ALL_WORDS, ALL_WORDS, ALL_WORDS, NAMES, CITIES))
     return rng.sample(source, rng.randint(2, 8))
 
@@ -82,7 +85,7 @@ def exchange(rng: random.Random, operation: str | None = None) -> Exchange:
         return count_exchange(rng)
     if operation == "sort":
         return sort_exchange(rng)
-    items = words(rng) if rng.random() < 0.6 else numbers(rng)
+    items = words(rng, strange=0.15) if rng.random() < 0.6 else numbers(rng)
     if rng.random() < 0.15:
         items = [rng.choice(items) for _ in items]
     text = ", ".join(items)

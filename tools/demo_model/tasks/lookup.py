@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 from ..conversation import Conversation, Exchange, Message, is_held_out
-from ..words import ADJECTIVES, ALL_WORDS, ANIMALS, CITIES, COLORS, NAMES, OBJECTS, PLAIN, SURNAMES
+from ..words import ADJECTIVES, ALL_WORDS, ANIMALS, CITIES, COLORS, NAMES, OBJECTS, PLAIN, SURNAMES, made_up
 
 INTRO = [
     "Here is a list of pairs:", "Here are some values:", "Read this list:", "Remember these values:", "Look at this table:",
@@ -22,13 +22,6 @@ ASK = [
     "What did the list say about {k}?",
 ]  # fmt: skip
 ASK_MANY = ["Give me the values of these keys: {k}", "Look up: {k}", "What are the values of {k}?"]
-START = ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kr", "st", "tr", "fl"]
-VOWEL = ["a", "e", "i", "o", "u"]
-TOKENS_PER_PAIR = 9  # rough; the packer measures the true length
-
-
-def syllables(rng: random.Random) -> str:
-    return "".join(rng.choice(START) + rng.choice(VOWEL) for _ in range(rng.randint(2, 3)))
 
 
 KEYS: list[Callable[[random.Random], str]] = [
@@ -40,7 +33,7 @@ KEYS: list[Callable[[random.Random], str]] = [
     lambda r: f"{r.choice(NAMES)} {r.choice(SURNAMES)}",
     lambda r: f"{r.choice(CITIES)} {r.choice(OBJECTS)}",
     lambda r: f"{r.choice(PLAIN)}_{r.choice(PLAIN)}",
-    syllables,
+    made_up,
     lambda r: f"item {r.randint(1, 999)}",
     lambda r: f"{chr(65 + r.randrange(26))}{r.randint(10, 999)}",
 ]
@@ -52,7 +45,7 @@ VALUES: list[Callable[[random.Random], str]] = [
     lambda r: r.choice(CITIES),
     lambda r: f"{r.choice(COLORS)} {r.choice(OBJECTS)}",
     lambda r: f"{r.choice(PLAIN)}{r.randint(1, 9)}",
-    syllables,
+    made_up,
 ]
 
 
@@ -103,11 +96,18 @@ def conversation(rng: random.Random, count: int, asked: int) -> Conversation:
     return Conversation(messages)
 
 
-def exchange(rng: random.Random, count: int | None = None, depth: float | None = None) -> Exchange:
-    """One list and one question; `depth` in [0, 1] says where in the list the asked pair stands."""
+def exchange(
+    rng: random.Random, count: int | None = None, depth: float | None = None, held_out: bool | None = None
+) -> Exchange:
+    """One list and one question; `depth` in [0, 1] says where in the list the asked pair stands.
+
+    With `held_out` given, the asked value is drawn again until the problem falls on that side of the split.
+    """
     count = count or rng.randint(3, 20)
     table = pairs(rng, count)
     depth = rng.random() if depth is None else depth
     key = list(table)[round(depth * (count - 1))]
+    while held_out is not None and is_held_out(key_of(key, table[key], count)) != held_out:
+        table[key] = rng.choice(VALUES)(rng)
     user = f"{rng.choice(INTRO)}\n{listing(rng, table)}\n\n{rng.choice(ASK).format(k=key)}"
     return Exchange("lookup", key_of(key, table[key], count), user, table[key])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..conversation import Exchange
-from ..words import ADJECTIVES, ANIMALS, CITIES, COLORS, FOODS, FRUITS, NAMES, OBJECTS, SURNAMES, WEEKDAYS
+from ..words import ADJECTIVES, ANIMALS, COLORS, FOODS, FRUITS, NAMES, OBJECTS, SURNAMES, WEEKDAYS, any_city, any_name, any_thing
 
 Record = dict[str, Any]
 JOBS = """teacher nurse baker pilot farmer lawyer painter writer doctor engineer singer driver chef gardener student
@@ -22,8 +22,8 @@ ASK = [
 
 
 def person(r: random.Random) -> tuple[Record, str]:
-    record = {"name": f"{r.choice(NAMES)} {r.choice(SURNAMES)}" if r.random() < 0.5 else r.choice(NAMES),
-              "age": r.randint(5, 95), "city": r.choice(CITIES)}  # fmt: skip
+    record = {"name": f"{any_name(r)} {r.choice(SURNAMES)}" if r.random() < 0.5 else any_name(r),
+              "age": r.randint(5, 95), "city": any_city(r)}  # fmt: skip
     if r.random() < 0.5:
         record["job"] = r.choice(JOBS)
         text = r.choice((
@@ -41,7 +41,7 @@ def person(r: random.Random) -> tuple[Record, str]:
 
 
 def product(r: random.Random) -> tuple[Record, str]:
-    record = {"product": r.choice(OBJECTS), "color": r.choice(COLORS), "price": r.randint(1, 999),
+    record = {"product": any_thing(r), "color": r.choice(COLORS), "price": r.randint(1, 999),
               "in_stock": r.random() < 0.5}  # fmt: skip
     stock = "in stock" if record["in_stock"] else "not in stock"
     text = r.choice((
@@ -53,7 +53,7 @@ def product(r: random.Random) -> tuple[Record, str]:
 
 
 def pet(r: random.Random) -> tuple[Record, str]:
-    record = {"name": r.choice(NAMES), "animal": r.choice(ANIMALS), "age": r.randint(1, 20), "color": r.choice(COLORS)}
+    record = {"name": any_name(r), "animal": r.choice(ANIMALS), "age": r.randint(1, 20), "color": r.choice(COLORS)}
     text = r.choice((
         "{name} is a {color} {animal} and {age} years old.", "A {color} {animal} called {name}, age {age}.",
         "My {animal} is named {name}, is {age} years old and {color}.",
@@ -62,7 +62,7 @@ def pet(r: random.Random) -> tuple[Record, str]:
 
 
 def meeting(r: random.Random) -> tuple[Record, str]:
-    record = {"day": r.choice(WEEKDAYS), "hour": r.randint(8, 19), "city": r.choice(CITIES), "people": r.sample(NAMES, 2)}
+    record = {"day": r.choice(WEEKDAYS), "hour": r.randint(8, 19), "city": any_city(r), "people": r.sample(NAMES, 2)}
     text = r.choice((
         "On {day} at {hour} o'clock {a} and {b} meet in {city}.", "{a} and {b} have a meeting in {city} on {day} at {hour}.",
         "There is a meeting on {day} at {hour} in {city} with {a} and {b}.",
@@ -73,7 +73,7 @@ def meeting(r: random.Random) -> tuple[Record, str]:
 
 def order(r: random.Random) -> tuple[Record, str]:
     items = r.sample(FOODS + FRUITS, r.randint(1, 3))
-    record = {"order": r.randint(100, 9999), "customer": r.choice(NAMES), "items": items, "paid": r.random() < 0.5}
+    record = {"order": r.randint(100, 9999), "customer": any_name(r), "items": items, "paid": r.random() < 0.5}
     listed = items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
     paid = "has paid" if record["paid"] else "has not paid"
     text = r.choice((
@@ -86,7 +86,7 @@ def order(r: random.Random) -> tuple[Record, str]:
 def fields(r: random.Random) -> tuple[Record, str]:
     """Plain assignments with any field names: the general case."""
     makers: list[Callable[[], Any]] = [
-        lambda: r.choice(NAMES), lambda: r.choice(CITIES), lambda: r.choice(COLORS), lambda: r.randint(0, 999),
+        lambda: any_name(r), lambda: any_city(r), lambda: r.choice(COLORS), lambda: r.randint(0, 999),
         lambda: r.randint(0, 99), lambda: r.random() < 0.5, lambda: f"{r.choice(ADJECTIVES)} {r.choice(OBJECTS)}",
     ]  # fmt: skip
     names = ["name", "age", "city", "color", "size", "count", "price", "title", "owner", "code", "kind", "year", "id",

@@ -13,33 +13,45 @@ from typing import Any
 from ..words import (
     ADJECTIVES,
     ANIMALS,
+    CAPITALS,
     CITIES,
     COLORS,
     FOODS,
+    GENRES,
+    LANGUAGES,
     MONTHS,
-    NAMES,
-    OBJECTS,
     PLAIN,
+    ROOMS,
     WEEKDAYS,
+    any_city,
+    any_name,
+    any_thing,
+    made_up,
 )
 
 Value = Callable[[random.Random], Any]
 
 PARAMETERS: dict[str, tuple[str, Value]] = {
-    "city": ("string", lambda r: r.choice(CITIES)),
-    "location": ("string", lambda r: r.choice(CITIES)),
-    "name": ("string", lambda r: r.choice(NAMES)),
-    "person": ("string", lambda r: r.choice(NAMES)),
-    "user": ("string", lambda r: r.choice(NAMES)),
+    "city": ("string", any_city),
+    "location": ("string", any_city),
+    "name": ("string", any_name),
+    "person": ("string", any_name),
+    "user": ("string", any_name),
     "day": ("string", lambda r: r.choice(WEEKDAYS)),
     "month": ("string", lambda r: r.choice(MONTHS)),
     "color": ("string", lambda r: r.choice(COLORS)),
-    "item": ("string", lambda r: r.choice(OBJECTS + FOODS)),
+    "item": ("string", any_thing),
     "food": ("string", lambda r: r.choice(FOODS)),
     "animal": ("string", lambda r: r.choice(ANIMALS)),
     "title": ("string", lambda r: f"{r.choice(ADJECTIVES)} {r.choice(PLAIN)}"),
     "query": ("string", lambda r: f"{r.choice(ADJECTIVES)} {r.choice(PLAIN)}"),
     "topic": ("string", lambda r: r.choice(PLAIN)),
+    "room": ("string", lambda r: r.choice(ROOMS)),
+    "genre": ("string", lambda r: r.choice(GENRES)),
+    "language": ("string", lambda r: r.choice(LANGUAGES)),
+    "country": ("string", lambda r: r.choice(list(CAPITALS))),
+    "code": ("string", made_up),
+    "word": ("string", lambda r: made_up(r) if r.random() < 0.2 else r.choice(PLAIN)),
     "count": ("integer", lambda r: r.randint(1, 99)),
     "number": ("integer", lambda r: r.randint(1, 999)),
     "amount": ("integer", lambda r: r.randint(1, 999)),
@@ -62,16 +74,25 @@ class Tool:
     say: str
     values: dict[str, Value] | None = None
 
-    def schema(self) -> dict[str, Any]:
-        properties = {key: {"type": kind} for key, kind in self.parameters.items()}
-        return {
-            "type": "function",
-            "function": {
-                "name": self.name,
-                "description": self.description,
-                "parameters": {"type": "object", "properties": properties, "required": list(properties)},
-            },
-        }
+    def schema(self, rng: random.Random | None = None) -> dict[str, Any]:
+        """The tool as a client sends it; with `rng`, in one of the forms that clients and their libraries write."""
+        loose = rng is not None and rng.random() < 0.5
+        properties: dict[str, dict[str, Any]] = {key: {"type": kind} for key, kind in self.parameters.items()}
+        parameters: dict[str, Any] = {"type": "object", "properties": properties, "required": list(properties)}
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        if loose and rng is not None:
+            if rng.random() < 0.6:
+                for key, found in properties.items():
+                    found["description"] = rng.choice(("The {k}", "Name of the {k}", "A {k}", "the {k} to use")).format(k=key)
+            if rng.random() < 0.2:
+                parameters["additionalProperties"] = False
+            if rng.random() < 0.2:
+                del parameters["required"]
+            if rng.random() < 0.2:
+                function["strict"] = True
+            if rng.random() < 0.2:
+                del function["description"]
+        return {"type": "function", "function": function}
 
     def arguments(self, rng: random.Random) -> dict[str, Any]:
         own = self.values or {}
@@ -83,13 +104,14 @@ def _kinds(*names: str) -> dict[str, str]:
 
 
 SKY = ("sunny", "cloudy", "rainy", "windy", "snowy", "foggy", "clear")
-LANGUAGES = ("French", "German", "Spanish", "Italian", "Polish", "Dutch", "Greek", "Turkish")
 CURRENCIES = ("EUR", "USD", "GBP", "JPY", "CHF", "CAD")
 
 BY_HAND: tuple[Tool, ...] = (
     Tool("get_weather", "Get the current weather in a city", _kinds("city"),
          ("What is the weather in {city}?", "How is the weather in {city}?", "What's the weather like in {city}?",
-          "Is it raining in {city}?", "Weather in {city}?", "Tell me the weather in {city}.", "How warm is it in {city} now?"),
+          "Is it raining in {city}?", "What's the weather like in {city} today?", "How is the weather in {city} right now?",
+          "What is the weather like in {city} now?", "Check the weather in {city} for me.", "Is it cold in {city}?",
+          "Weather in {city}?", "Tell me the weather in {city}.", "How warm is it in {city} now?"),
          lambda r, a: {"temperature": r.randint(-9, 38), "sky": r.choice(SKY)},
          "It is {temperature} degrees and {sky} in {city}."),
     Tool("get_weather", "Returns the weather for a location", _kinds("location"),
@@ -128,8 +150,7 @@ BY_HAND: tuple[Tool, ...] = (
     Tool("translate", "Translate a word into a language", {"word": "string", "language": "string"},
          ("Translate {word} into {language}.", "What is {word} in {language}?", "How do I say {word} in {language}?"),
          lambda r, a: {"translation": "".join(r.choice("bdfklmnprst") + r.choice("aeiou") for _ in range(3))},
-         "In {language}, {word} is {translation}.",
-         {"word": lambda r: r.choice(PLAIN), "language": lambda r: r.choice(LANGUAGES)}),
+         "In {language}, {word} is {translation}."),
     Tool("search", "Search the web", _kinds("query"),
          ("Search for {query}.", "Look up {query} on the web.", "Find pages about {query}.", "Please search {query}."),
          lambda r, a: {"hits": r.randint(2, 99)}, "I found {hits} results for {query}."),
@@ -140,8 +161,7 @@ BY_HAND: tuple[Tool, ...] = (
          {"people": lambda r: r.randint(2, 12)}),
     Tool("play_music", "Play music of some kind", {"genre": "string"},
          ("Play some {genre}.", "I want to hear {genre}.", "Put on {genre} music.", "Play {genre} music."),
-         lambda r, a: {"status": "playing"}, "Now playing {genre}.",
-         {"genre": lambda r: r.choice(("jazz", "rock", "pop", "folk", "blues", "opera", "disco", "soul"))}),
+         lambda r, a: {"status": "playing"}, "Now playing {genre}."),
     Tool("get_stock", "Get how many pieces of an item are in stock", _kinds("item"),
          ("How many pieces of {item} are in stock?", "Is there any {item} in stock?", "Check the stock of {item}.",
           "How much {item} do we have?"),
@@ -149,8 +169,7 @@ BY_HAND: tuple[Tool, ...] = (
     Tool("turn_on_light", "Turn on the light in a room", {"room": "string"},
          ("Turn on the light in the {room}.", "Light on in the {room}, please.", "Make it bright in the {room}.",
           "Switch on the {room} light."),
-         lambda r, a: {"status": "on"}, "The light in the {room} is on.",
-         {"room": lambda r: r.choice(("kitchen", "bedroom", "bathroom", "garage", "hall", "office", "cellar", "attic"))}),
+         lambda r, a: {"status": "on"}, "The light in the {room} is on."),
     Tool("get_price", "Get the price of an item", _kinds("item"),
          ("What is the price of {item}?", "How much does {item} cost?", "What does {item} cost?", "Price of {item}?"),
          lambda r, a: {"price": r.randint(2, 900)}, "The price of {item} is {price}."),
@@ -162,8 +181,7 @@ BY_HAND: tuple[Tool, ...] = (
          lambda r, a: {"status": "created"}, "I will remind you of {title} on {day}."),
     Tool("get_capital", "Get the capital of a country", {"country": "string"},
          ("Use the tool to find the capital of {country}.", "Look up the capital of {country}.", "Ask the tool for the capital of {country}."),  # noqa: E501
-         lambda r, a: {"capital": r.choice(CITIES)}, "The capital of {country} is {capital}.",
-         {"country": lambda r: r.choice(("France", "Italy", "Norway", "Peru", "Japan", "Kenya", "Chile", "Egypt", "Spain"))}),
+         lambda r, a: {"capital": r.choice(CITIES)}, "The capital of {country} is {capital}."),
     Tool("roll_dice", "Roll a number of dice", {"count": "integer"},
          ("Roll {count} dice.", "Throw {count} dice for me.", "Please roll {count} dice."),
          lambda r, a: {"total": r.randint(a["count"], 6 * a["count"])}, "The dice show {total}.",

@@ -13,12 +13,9 @@ from .toolbox import Tool, draw_tools
 AFTER = ["{q}", "{q}", "{q}", "Please help: {q}", "{q} Thanks.", "Hi! {q}", "And now: {q}", "Can you do this? {q}"]
 
 
-def call_message(name: str, arguments: dict[str, Any]) -> Message:
-    return {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}],
-    }
+def call_message(*calls: tuple[str, dict[str, Any]]) -> Message:
+    made = [{"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls]
+    return {"role": "assistant", "content": "", "tool_calls": made}
 
 
 def answer(tool: Tool, arguments: dict[str, Any], result: dict[str, Any]) -> str:
@@ -36,21 +33,41 @@ def request(rng: random.Random, tool: Tool) -> tuple[str, str, dict[str, Any]]:
     return key, rng.choice(AFTER).format(q=text), arguments
 
 
-def use(rng: random.Random, tool: Tool) -> tuple[str, list[Message]]:
+def use(rng: random.Random, tool: Tool) -> tuple[list[str], list[Message]]:
     """One full use: request, call, response, answer."""
     key, user, arguments = request(rng, tool)
     result = tool.result(rng, arguments)
-    return key, [
+    return [key], [
         {"role": "user", "content": user},
-        call_message(tool.name, arguments),
+        call_message((tool.name, arguments)),
         {"role": "tool", "content": json.dumps(result)},
         {"role": "assistant", "content": answer(tool, arguments, result)},
     ]
 
 
+def use_two(rng: random.Random, first: Tool, second: Tool) -> tuple[list[str], list[Message]]:
+    """Two requests in one message, answered by two calls at once."""
+    keys, users, calls, responses, answers = [], [], [], [], []
+    for tool in (first, second):
+        arguments = tool.arguments(rng)
+        keys.append(f"tool {tool.name} {json.dumps(arguments)}")
+        users.append(rng.choice(tool.requests).format(**arguments))
+        result = tool.result(rng, arguments)
+        calls.append((tool.name, arguments))
+        responses.append({"role": "tool", "content": json.dumps(result)})
+        answers.append(answer(tool, arguments, result))
+    user = rng.choice((" ", " And ", " Also: ")).join(users)
+    return keys, [
+        {"role": "user", "content": user},
+        call_message(*calls),
+        *responses,
+        {"role": "assistant", "content": " ".join(answers)},
+    ]
+
+
 def conversation(rng: random.Random, uses: int, allowed: Any) -> Conversation:
     """Two to five tools and `uses` uses, with small talk between; `allowed(key)` keeps the split."""
-    tools = draw_tools(rng, rng.randint(1, 5))
+    tools = draw_tools(rng, rng.choice((1, 2, 2, 3, 3, 4, 5)))
     messages: list[Message] = []
     if rng.random() < 0.1:
         messages.append({"role": "system", "content": rng.choice(("You are a helpful assistant.", "Use the tools when needed."))})
@@ -63,8 +80,11 @@ def conversation(rng: random.Random, uses: int, allowed: Any) -> Conversation:
                 continue
             messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
             continue
-        key, turn = use(rng, rng.choice(tools))
-        if allowed(key):
+        if rng.random() < 0.12:
+            keys, turn = use_two(rng, rng.choice(tools), rng.choice(tools))
+        else:
+            keys, turn = use(rng, rng.choice(tools))
+        if all(allowed(key) for key in keys):
             messages += turn
             done += 1
-    return Conversation(messages, tools=[tool.schema() for tool in tools])
+    return Conversation(messages, tools=[tool.schema(rng) for tool in tools])
