@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightllm.memory.allocator import SlotAllocator
-from lightllm.memory.radix_tree import Insertion, Match, Node, RadixTree
+from lightllm.memory.radix_tree import Eviction, Insertion, Match, Node, Peek, RadixTree
 
 Tokens = NDArray[np.int32]
 Slots = NDArray[np.int32]
@@ -45,9 +45,9 @@ class Ledger:
 class TokenMemory:
     """Slots for `total` tokens, with prefix reuse unless `prefix_cache` is off (then nothing is ever cached)."""
 
-    def __init__(self, total: int, *, prefix_cache: bool = True) -> None:
+    def __init__(self, total: int, *, prefix_cache: bool = True, eviction: Eviction = "lru") -> None:
         self._allocator = SlotAllocator(total)
-        self._tree = RadixTree()
+        self._tree = RadixTree(eviction)
         self._prefix_cache = prefix_cache
         self._num_held = 0
         self.num_evicted = 0
@@ -67,6 +67,11 @@ class TokenMemory:
     @property
     def num_locked(self) -> int:
         return self._tree.num_locked
+
+    @property
+    def num_exclusive(self) -> int:
+        """Cached slots that exactly one request uses."""
+        return self._tree.num_exclusive
 
     def ledger(self) -> Ledger:
         tree = self._tree
@@ -89,6 +94,10 @@ class TokenMemory:
         self._num_held -= len(slots)
         self._allocator.free(slots)
 
+    def peek(self, tokens: Tokens, salt: str = "") -> Peek:
+        """How much of a prefix is cached; changes nothing."""
+        return self._tree.peek(tokens if self._prefix_cache else tokens[:0], salt)
+
     def match(self, tokens: Tokens, salt: str = "") -> Match:
         """The longest cached prefix; empty when the prefix cache is off."""
         return self._tree.match(tokens if self._prefix_cache else tokens[:0], salt)
@@ -101,15 +110,33 @@ class TokenMemory:
         self._num_held -= len(tokens) - len(insertion.already)
         return insertion
 
-    def lock(self, node: Node) -> None:
-        self._tree.lock(node)
+    def stamp(self, step: int) -> None:
+        """Whatever is shared from now on is computed by `step`."""
+        self._tree.stamp = step
 
-    def unlock(self, node: Node) -> None:
-        self._tree.unlock(node)
+    def lock(self, node: Node, holder: int = 0, priority: int = 0) -> None:
+        """Keep a prefix from eviction on behalf of `holder`, a small number of the caller's."""
+        self._tree.lock(node, holder, priority)
 
-    def unreferenced_len(self, node: Node) -> int:
-        """Slots that locking `node` would take out of `available`."""
-        return self._tree.unreferenced_len(node)
+    def unlock(self, node: Node, holder: int = 0) -> None:
+        self._tree.unlock(node, holder)
+
+    def exclusive(self, holders: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Cached slots that each of `holders` alone keeps from eviction."""
+        known = self._tree.exclusive
+        if len(holders) and int(holders.max()) >= len(known):
+            return np.where(holders < len(known), known[np.minimum(holders, len(known) - 1)], 0)
+        return known[holders]
+
+    def newest_birth(self, node: Node) -> int:
+        """The last step that computed any of the path to `node`."""
+        return self._tree.newest_birth(node)
+
+    def discard(self, node: Node, since: int) -> None:
+        """Drop what step `since` or a later one put at the end of a prefix, as far as nobody uses it."""
+        slots = self._tree.discard(node, since)
+        self.num_evicted += len(slots)
+        self._allocator.free(slots)
 
     def forget(self) -> None:
         """Drop every cached prefix that nobody uses."""
@@ -127,3 +154,7 @@ class TokenMemory:
         assert len(known) == ledger.free + ledger.cached, f"the tree holds {len(known) - ledger.free} slots: {ledger}"
         locked = sum(len(node.tokens) for node in self._tree.nodes() if node.ref_count)
         assert locked == ledger.locked, f"{locked} slots are referenced: {ledger}"
+        single = sum(len(node.tokens) for node in self._tree.nodes() if node.ref_count == 1)
+        assert single == self._tree.num_exclusive == int(self._tree.exclusive.sum()), (
+            f"{single} slots have a single holder: {ledger}"
+        )

@@ -2,59 +2,38 @@
 
 A pure function of its state: no torch, no sockets, no threads, no clock (time is an argument). Decodes come first,
 then prompts in progress, then newcomers, all under one token budget; a step mixes them freely. When memory runs out
-the newest running request is preempted: its KV stays in the prefix tree while there is room, and it is computed
-again later. A chunk enters the prefix tree as soon as it is planned, since on the device every later read comes
-after it: a burst of equal prompts computes the shared part once.
+a running request is preempted: its KV stays in the prefix tree while there is room, and it is computed again later.
+
+    policies/     in which order the waiting are tried      residence     rows, slots, prefix tree of the running
+    estimators    how long they will run                    preemption    who leaves when memory runs out
+    admission     whether one more fits                     composition   how many prompt tokens a step takes
 """
 
 from __future__ import annotations
 
 from collections import deque
-from itertools import count
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightllm.config.settings import SchedulerSettings
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.messages import FinishReason, Submit, TokenOutput, TopLogprobs
-from lightllm.protocol.plan import Logprobs, OpenedRow, StepPlan, StepResult, TablePatch
-from lightllm.scheduler.estimators import Estimator
-from lightllm.scheduler.peak import future_peak
+from lightllm.protocol.plan import StepPlan, StepResult
+from lightllm.scheduler.admission import Admission
+from lightllm.scheduler.composition import Composition
+from lightllm.scheduler.cost import StepCost, StepShape
+from lightllm.scheduler.draft import Draft, Launched
+from lightllm.scheduler.estimators import Ended, Estimator
+from lightllm.scheduler.lengths import Int64, Lengths
 from lightllm.scheduler.policies import Policy
+from lightllm.scheduler.preemption import choose_victim
 from lightllm.scheduler.request import NO_ROW, Request, State
+from lightllm.scheduler.residence import Residence
+from lightllm.scheduler.results import Counters, logprob_entries, prompt_entries
 
-Slots = NDArray[np.int32]
-
-
-class Work(NamedTuple):
-    """One sequence's part in a step."""
-
-    request: Request
-    start: int
-    slots: Slots
-    sampled: bool
-
-
-class Launched(NamedTuple):
-    """A plan that was handed out and whose result is awaited."""
-
-    step: int
-    work: list[Work]
-
-
-class Counters:
-    """What the scheduler has done since it began; plain integers, read by metrics and tests."""
-
-    __slots__ = ("hit_tokens", "num_preemptions", "num_steps", "queried_tokens", "recomputed_tokens")
-
-    def __init__(self) -> None:
-        self.num_steps = 0
-        self.num_preemptions = 0
-        self.queried_tokens = 0
-        self.hit_tokens = 0
-        self.recomputed_tokens = 0
+_MOST_MISFITS = 4
+"""Requests that are asked for in one pass though an earlier one did not fit: bounds the time of a step."""
 
 
 class Scheduler:
@@ -62,6 +41,7 @@ class Scheduler:
 
     `max_step_tokens` and `chunk_size` must be resolved. `max_len` is the longest request (prompt and output).
     `shareable_len` bounds the positions whose KV depends on the tokens alone (see models with dynamic rotary).
+    `extra_tokens` are slots that each running request may take in a step beyond its own token (speculation).
     """
 
     def __init__(
@@ -74,46 +54,57 @@ class Scheduler:
         max_len: int,
         eos_ids: tuple[int, ...] = (),
         shareable_len: int | None = None,
+        extra_tokens: int = 0,
     ) -> None:
-        assert settings.max_step_tokens is not None, "the token budget must be resolved"
-        self._budget = settings.max_step_tokens
-        self._chunk = min(settings.chunk_size or self._budget, self._budget)
         self._settings = settings
         self.memory = memory
         self._policy = policy
         self._estimator = estimator
         self._max_len = max_len
         self._eos_ids = eos_ids
-        self._shareable_len = max_len if shareable_len is None else shareable_len
-        self._table = np.zeros((settings.max_running, max_len), np.int32)
-        self._free_rows = list(range(settings.max_running - 1, -1, -1))
+        self._eos = np.array(eos_ids, np.int32)
+        self._lengths = Lengths()
+        self._composition = Composition(settings)
+        self._residence = Residence(
+            memory,
+            self._lengths,
+            num_rows=settings.max_running,
+            max_len=max_len,
+            shareable_len=max_len if shareable_len is None else shareable_len,
+            prefix_cache=settings.prefix_cache,
+            eos_ids=eos_ids,
+        )
+        chunk = self._composition.max_chunk
+        self._admission = Admission(memory, self._lengths, estimator, chunk=chunk, extra_tokens=extra_tokens)
         self._requests: dict[int, Request] = {}
-        self._running: list[Request] = []
+        self._running: dict[int, Request] = {}
         self._launched: deque[Launched] = deque()
-        self._patches: list[TablePatch] = []
-        self._later_patches: list[TablePatch] = []
-        self._opened: list[OpenedRow] = []
-        self._duplicates: list[Slots] = []
         self._outputs: list[TokenOutput] = []
-        self._serials = count()
-        self._steps = count()
+        self._tenants: dict[str, int] = {}
+        self._num_submitted = 0
+        self._next_step = 0
         self.counters = Counters()
 
     # -- what came in ----------------------------------------------------------------------------------------
 
     def submit(self, submit: Submit, now: float) -> None:
         """Queue a request. The caller has checked that prompt and output fit `max_len` and the pool."""
-        request = Request(submit, next(self._serials))
+        tenant = self._tenants.setdefault(submit.tenant, len(self._tenants))
+        request = Request(submit, self._num_submitted, self._lengths, tenant)
+        self._num_submitted += 1
         assert request.prompt_len > 0 and request.max_len <= min(self._max_len, self.memory.total)
         self._requests[request.request_id] = request
+        self._estimator.on_submit(submit.max_tokens)
         self._policy.append(request, now)
 
     def abort(self, request_id: int, now: float) -> None:
         """End a request in whatever state it is; unknown ids are ignored."""
         request = self._requests.get(request_id)
         if request is not None:
-            self._finish(request, FinishReason.ABORT, now)
-            self._free_duplicates()
+            reused = request.reused_len
+            self._close(request, now)
+            self._outputs.append(TokenOutput(request_id, finish=FinishReason.ABORT, cached_tokens=reused))
+            self._residence.free_duplicates()
 
     @property
     def num_running(self) -> int:
@@ -136,8 +127,13 @@ class Scheduler:
         """Whether a further call of `schedule` could give a plan, now or after an awaited result."""
         return bool(self._requests) or bool(self._launched)
 
+    @property
+    def step_cost(self) -> StepCost | None:
+        """The step-cost model: measured, or fitted to the steps so far; None while unknown."""
+        return self._composition.cost
+
     def take_outputs(self) -> list[TokenOutput]:
-        """Outputs that arose outside a step's result (aborts), and forget them."""
+        """Outputs that arose outside a step's result (aborts, refusals), and forget them."""
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -145,172 +141,168 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when nothing can be launched now."""
-        work: list[Work] = []
-        budget = self._budget
-        budget -= self._continue_running(work, budget, now)
-        self._admit(work, budget, now)
-        plan = self._plan(work) if work else None
-        self._free_duplicates()
+        self.memory.stamp(self._next_step)
+        self._refuse_hopeless(now)
+        draft = Draft()
+        room = self._add_decodes(draft, now)
+        room -= self._add_prompts_in_progress(draft, room, now)
+        self._add_newcomers(draft, room, now)
+        plan = self._launch(draft) if draft.requests else None
+        self._residence.free_duplicates()
         return plan
 
-    def _continue_running(self, work: list[Work], budget: int, now: float) -> int:
-        """Decodes first, then prompts in progress, oldest first; returns the tokens planned."""
+    def _add_decodes(self, draft: Draft, now: float) -> int:
+        """One token for everyone who decodes; returns how many prompt tokens the step may take besides."""
+        requests = self._ready_decodes()
+        while len(requests) > self.memory.available:
+            if not self._preempt_one(set(), now):
+                requests = requests[: self.memory.available]
+                break
+            requests = [request for request in requests if request.state is State.DECODE]
+        if not requests:
+            return self._composition.prompt_tokens(0, 0, np.inf)
+        lengths = self._lengths
+        indices = np.array([request.index for request in requests], np.int64)
+        starts = lengths.computed[indices]
+        slots = self._residence.compute_decodes(indices)
+        lengths.known[indices] += 1
+        draft.add_decodes(requests, lengths.row[indices], starts, slots)
+        strictest = float(lengths.tpot_target[indices].min())
+        return self._composition.prompt_tokens(len(requests), int(starts.sum()), strictest)
+
+    def _ready_decodes(self) -> list[Request]:
+        """Those who may generate one more token; when the budget is too small for all, they take turns."""
+        decoding = [request for request in self._running.values() if request.state is State.DECODE]
+        if not decoding:
+            return decoding
+        indices = np.array([request.index for request in decoding], np.int64)
+        open_ended = self._lengths.known[indices] < self._lengths.limit[indices]
+        if not open_ended.all():
+            decoding = [request for request, ready in zip(decoding, open_ended.tolist(), strict=True) if ready]
+        most = self._composition.max_tokens
+        if len(decoding) > most:
+            first = self._next_step * most % len(decoding)
+            decoding = (decoding[first:] + decoding[:first])[:most]
+        return decoding
+
+    def _add_prompts_in_progress(self, draft: Draft, room: int, now: float) -> int:
+        """Next chunks of prompts that are under way, oldest first; returns the tokens planned."""
         spent = 0
-        planned: set[int] = set()
-        decodes = [r for r in self._running if r.state is State.DECODE]
-        prompts = [r for r in self._running if r.state is State.PREFILL]
-        for request in decodes + prompts:
-            if request.state is State.QUEUED or request.complete or spent >= budget:
+        prompts = self._prompts()
+        spared = {request.serial for request in draft.requests} if prompts else set()
+        for request in prompts:
+            if spent >= room:
+                break
+            if request.state is not State.PREFILL or request.complete:
                 continue
-            if request.state is State.PREFILL:
-                self._extend_match(request)
-            wanted = min(request.todo, self._chunk, budget - spent)
-            self._make_room(wanted if request.state is State.DECODE else 1, request, planned, now)
-            wanted = min(wanted, self.memory.available)
-            if wanted:
-                work.append(self._compute(request, wanted))
-                planned.add(request.serial)
-                spent += wanted
+            self._residence.extend(request)
+            while self.memory.available < 1 and self._preempt_one(spared | self._older(request), now):
+                pass
+            planned = self._add_chunk(draft, request, room - spent)
+            if planned:
+                spent += planned
+                spared.add(request.serial)
         return spent
 
-    def _make_room(self, needed: int, request: Request, planned: set[int], now: float) -> None:
-        """Preempt newer requests, newest first, until `needed` slots are available. What this step already computes
-        is left alone; with nobody to preempt the request waits a step. The oldest can always go on."""
-        while self.memory.available < needed:
-            newer = [r for r in self._running if r.serial > request.serial and r.serial not in planned]
-            if not newer:
-                return
-            self._preempt(max(newer, key=lambda r: r.serial), now)
+    def _older(self, request: Request) -> set[int]:
+        """Serials of the running that came no later than `request`: it may not push them out."""
+        return {serial for serial in self._running if serial <= request.serial}
 
-    def _admit(self, work: list[Work], budget: int, now: float) -> None:
-        """Let waiting requests in, in the policy's order, while rows, budget and the future peak allow."""
-        refused = 0
-        for request in self._policy.candidates(now):
-            if budget <= 0 or not self._free_rows or refused > self._policy.overtaking:
-                return
-            if request.num_pending or not self._fits(request):
-                refused += 1
-                continue
-            self._open(request)
-            wanted = min(request.todo, self._chunk, budget, self.memory.available)
-            if wanted:
-                work.append(self._compute(request, wanted))
-                budget -= wanted
-
-    def _fits(self, request: Request) -> bool:
-        """Whether the future peak with `request` admitted stays within the pool; shared prefixes count once."""
-        match = self.memory.match(self._matchable(request), request.submit.cache_salt)
-        newly_locked = self.memory.unreferenced_len(match.node)
-        everyone = [*self._running, request]
-        held = np.array([r.known_len - r.matched_len for r in self._running] + [request.known_len - len(match)])
-        peak = future_peak(held, self._estimator.remaining(everyone))
-        alone = not self._running
-        return self.memory.num_locked + newly_locked + peak <= self.memory.total or alone
-
-    def _matchable(self, request: Request) -> Slots:
-        """The tokens that may come from the prefix tree: never the last known one, whose output is wanted."""
-        if not request.shares_prefix or request.prompt_len > self._shareable_len:
-            return request.tokens[:0]
-        return request.tokens[: min(request.known_len - 1, self._shareable_len)]
-
-    def _open(self, request: Request) -> None:
-        """Give a waiting request a row and whatever prefix is cached."""
-        self._policy.remove(request)
-        request.row = self._free_rows.pop()
-        request.move(State.PREFILL)
-        self._running.append(request)
-        submit = request.submit
-        opened = OpenedRow(
-            request.row,
-            request.tokens.copy(),
-            request.prompt_len,
-            submit.params,
-            submit.seed,
-            self._eos_ids,
-            submit.bad_words,
-        )
-        self._opened.append(opened)
-        self._extend_match(request)
-        self.counters.queried_tokens += request.known_len
-        self.counters.hit_tokens += request.matched_len
-        if request.num_preemptions == 0:
-            request.reused_len = request.matched_len
-        else:
-            self.counters.recomputed_tokens += request.known_len - request.matched_len
-
-    def _extend_match(self, request: Request) -> None:
-        """Take over what the tree knows beyond what this request has computed: others may have been faster."""
-        match = self.memory.match(self._matchable(request), request.submit.cache_salt)
-        if len(match) <= request.computed_len:
-            return
-        assert request.matched_len == request.computed_len, "a prompt in progress gives all it has to the tree"
-        self.memory.lock(match.node)
-        if request.node is not None:
-            self.memory.unlock(request.node)
-        request.node = match.node
-        fresh = match.slots[request.computed_len :]
-        self._patches.append(self._write_table(request, request.computed_len, fresh))
-        request.matched_len = request.computed_len = len(match)
-
-    def _compute(self, request: Request, count: int) -> Work:
-        """Plan the next `count` tokens of a request: slots, table, lengths, and the tree if it is a prompt."""
+    def _add_chunk(self, draft: Draft, request: Request, room: int) -> int:
+        """Plan the next piece of a prompt, as long as chunk, room and memory allow; returns its length."""
+        count = min(request.todo, self._composition.max_chunk, room, self.memory.available)
+        if count <= 0:
+            return 0
         start = request.computed_len
-        slots = self.memory.allocate(count)
-        self._table[request.row, start : start + count] = slots
-        request.computed_len += count
+        slots = self._residence.compute_prompt(request, count)
         sampled = request.todo == 0 and request.known_len < request.max_len
-        if request.state is State.PREFILL:
-            self._share(request)
         if sampled:
             request.known_len += 1
-            if request.state is State.PREFILL:
-                request.move(State.DECODE)
-        return Work(request, start, slots, sampled)
+            request.move(State.DECODE)
+        wants_scores = request.submit.params.prompt_logprobs is not None
+        scored = wants_scores and start < request.prompt_len and request.scored_len < request.prompt_len
+        draft.add_chunk(request, start, slots, sampled=sampled, scored=scored)
+        return count
 
-    def _share(self, request: Request) -> None:
-        """Give the computed prefix to the tree; slots of tokens it already had become duplicates and are replaced."""
-        length = min(request.computed_len, request.valued_len, self._shareable_len)
-        if not request.shares_prefix or request.prompt_len > self._shareable_len or length <= request.matched_len:
+    def _add_newcomers(self, draft: Draft, room: int, now: float) -> None:
+        """Let waiting requests in, in the policy's order, while rows, room and the future peak allow."""
+        if not len(self._policy) or room <= 0:
             return
-        row = self._table[request.row, :length]
-        insertion = self.memory.share(request.tokens[:length], row, request.submit.cache_salt)
-        already = len(insertion.already)
-        if already > request.matched_len:
-            self._duplicates.append(row[request.matched_len : already].copy())
-            replacement = insertion.already[request.matched_len :]
-            self._later_patches.append(self._write_table(request, request.matched_len, replacement))
-        self.memory.lock(insertion.node)
-        if request.node is not None:
-            self.memory.unlock(request.node)
-        request.node = insertion.node
-        request.matched_len = self._owned_len(request, length)
+        if self._running and self._next_step % self._settings.admission_interval:
+            return
+        self._admission.begin(np.array([request.index for request in self._running.values()], np.int64))
+        misfits: list[Request] = []
+        for request in self._policy.candidates(now, self):
+            if room <= 0 or not self._residence.has_free_row:
+                return
+            if request.num_pending:
+                continue
+            if not self._fits(request):
+                misfits.append(request)
+                if self._must_wait_for(misfits):
+                    return
+                continue
+            for passed in misfits:
+                passed.num_overtaken += 1
+            self._open(request, now)
+            room -= self._add_chunk(draft, request, room)
+            if misfits and self._must_wait_for(misfits):
+                return
 
-    def _owned_len(self, request: Request, shared: int) -> int:
-        """Tokens of a request that the tree owns after sharing; none when the prefix cache is off."""
-        return shared if self._settings.prefix_cache else request.matched_len
+    def _fits(self, request: Request) -> bool:
+        """Whether the future peak leaves room for `request`; one alone always fits."""
+        fits = self._admission.fits(request, self._residence.matchable(request), self._prompts())
+        return fits or not self._running
 
-    def _write_table(self, request: Request, start: int, slots: Slots) -> TablePatch:
-        self._table[request.row, start : start + len(slots)] = slots
-        return TablePatch(request.row, start, slots.copy())
+    def _must_wait_for(self, misfits: list[Request]) -> bool:
+        """Whether nobody may be admitted any more past those that did not fit."""
+        allowed = self._settings.overtaking
+        worn_out = any(request.num_overtaken >= allowed for request in misfits)
+        return self._policy.strict or worn_out or len(misfits) >= _MOST_MISFITS
 
-    def _plan(self, work: list[Work]) -> StepPlan:
-        step = next(self._steps)
-        self._launched.append(Launched(step, work))
+    def _open(self, request: Request, now: float) -> None:
+        self._policy.remove(request)
+        request.move(State.PREFILL)
+        request.opened_step = self._next_step
+        self._running[request.serial] = request
+        self._residence.open(request)
+        self._policy.on_admit(request, now)
+        self.counters.on_admit(request)
+        if request.num_preemptions == 0:
+            request.reused_len = request.matched_len
+
+    def _launch(self, draft: Draft) -> StepPlan:
+        opened, patches = self._residence.take_changes()
+        plan, launched = draft.finish(self._next_step, self._lengths, opened, patches)
+        self._launched.append(launched)
+        self._next_step += 1
         self.counters.num_steps += 1
-        opened, self._opened = tuple(self._opened), []
-        patches, self._patches = tuple(self._patches), self._later_patches
-        self._later_patches = []
-        return StepPlan(
-            step=step,
-            rows=np.array([w.request.row for w in work], np.int32),
-            starts=np.array([w.start for w in work], np.int32),
-            lens=np.array([len(w.slots) for w in work], np.int32),
-            slots=np.concatenate([w.slots for w in work]),
-            sampled=np.array([w.sampled for w in work], np.bool_),
-            prompt_logprobs=np.array([_wants_prompt_logprobs(w) for w in work], np.bool_),
-            opened=opened,
-            patches=patches,
-        )
+        return plan
+
+    def _prompts(self) -> list[Request]:
+        """Running requests whose prompt is in progress, oldest first."""
+        prompts = [request for request in self._running.values() if request.state is State.PREFILL]
+        return sorted(prompts, key=lambda request: request.serial)
+
+    # -- what a policy may ask (its `Outlook`) -------------------------------------------------------------------
+
+    def cached_len(self, request: Request) -> int:
+        """Leading tokens whose KV is in the prefix tree now."""
+        return self.memory.peek(self._residence.matchable(request), request.submit.cache_salt).matched_len
+
+    def expected_output(self, request: Request) -> float:
+        """Tokens a request is still expected to generate."""
+        allowed = request.max_len - request.known_len
+        return self._estimator.expected_output(request.num_generated, allowed, request.tenant)
+
+    def prefill_seconds(self, request: Request) -> float:
+        """Time to compute its prompt if it began now and alone; 0 while the cost of a step is unknown."""
+        cost = self._composition.cost
+        if cost is None:
+            return 0.0
+        tokens = request.prompt_len
+        steps = -(-tokens // self._composition.max_chunk)
+        return cost.seconds(StepShape(tokens, 0, tokens * tokens / 2)) + cost.base * (steps - 1)
 
     # -- results -----------------------------------------------------------------------------------------------
 
@@ -318,144 +310,203 @@ class Scheduler:
         """Take in a step's result: append tokens, finish requests, free memory; returns what to tell the outside."""
         launched = self._launched.popleft()
         assert launched.step == result.step, f"result of step {result.step}, expected {launched.step}"
+        self._composition.observe(launched.shape, result.seconds)
         outputs = self.take_outputs()
-        sampled_index = 0
-        token_start = 0
-        for index, work in enumerate(launched.work):
-            tokens: list[int] = []
-            logprobs: tuple[TopLogprobs, ...] = ()
-            if work.sampled:
-                token_count = int(result.counts[sampled_index])
-                tokens = result.token_ids[token_start : token_start + token_count].tolist()
-                logprobs = _entries(result.logprobs.get(sampled_index))
-                token_start += token_count
-                sampled_index += 1
-            if work.request.state is State.FINISHED:
-                continue
-            if index in result.failed:
-                outputs.append(self._fail(work.request, result.failed[index], now))
-                continue
-            prompt = _prompt_entries(work, result.prompt_logprobs.get(index))
-            output = self._accept(work, tokens, logprobs, prompt, now)
-            if output is not None:
-                outputs.append(output)
-        self._free_duplicates()
+        plain = not (result.logprobs or result.prompt_logprobs or result.failed) and bool((result.counts == 1).all())
+        outputs += self._apply_plain(launched, result, now) if plain else self._apply_any(launched, result, now)
+        self._residence.free_duplicates()
         return outputs
 
-    def fail_launched(self, message: str, now: float) -> list[TokenOutput]:
-        """The oldest awaited step broke: its requests fail, and no prefix computed by it is trusted any more."""
-        launched = self._launched.popleft()
-        outputs = self.take_outputs()
-        for work in launched.work:
-            if work.request.state is not State.FINISHED:
-                outputs.append(self._fail(work.request, message, now))
-        self._free_duplicates()
-        self.memory.forget()
+    def _apply_plain(self, launched: Launched, result: StepResult, now: float) -> list[TokenOutput]:
+        """One token for each sampled sequence and nothing else: array operations, and a short loop."""
+        lengths = self._lengths
+        alive = lengths.serial[launched.indices] == launched.serials
+        outputs: list[TokenOutput] = []
+        for place in np.flatnonzero(alive & ~launched.sampled).tolist():
+            outputs += self._accept(launched.requests[place], [], end=int(launched.ends[place]), now=now)
+        chosen = np.flatnonzero(launched.sampled & alive)
+        indices = launched.indices[chosen]
+        tokens = result.token_ids[alive[launched.sampled]]
+        valued = lengths.valued[indices]
+        lengths.valued[indices] = valued + 1
+        at_eos = np.isin(tokens, self._eos) & lengths.stops_at_eos[indices]
+        may_end = at_eos | lengths.has_stops[indices] | (valued + 1 >= lengths.limit[indices])
+        requests = [launched.requests[place] for place in chosen.tolist()]
+        self._policy.on_tokens(requests, now)
+        for request, token, position, last in zip(
+            requests, tokens.tolist(), valued.tolist(), may_end.tolist(), strict=True
+        ):
+            request.buffer[position] = token
+            if last:
+                outputs.append(self._say(request, (token,), *self._end_after(request, token), now=now))
+            else:
+                outputs.append(TokenOutput(request.request_id, (token,), (), None, None, request.reused_len))
+        return outputs
+
+    def _apply_any(self, launched: Launched, result: StepResult, now: float) -> list[TokenOutput]:
+        """The general case, sequence by sequence."""
+        outputs: list[TokenOutput] = []
+        alive = (self._lengths.serial[launched.indices] == launched.serials).tolist()
+        bounds = np.concatenate([[0], np.cumsum(result.counts)]).tolist()
+        num_sampled = 0
+        for place, request in enumerate(launched.requests):
+            sampled = bool(launched.sampled[place])
+            tokens: list[int] = []
+            logprobs: tuple[TopLogprobs, ...] = ()
+            if sampled:
+                tokens = result.token_ids[bounds[num_sampled] : bounds[num_sampled + 1]].tolist()
+                logprobs = logprob_entries(result.logprobs.get(num_sampled))
+                num_sampled += 1
+            if not alive[place]:
+                continue
+            if place in result.failed:
+                outputs.append(self._fail(request, result.failed[place], now))
+                continue
+            scores = prompt_entries(request, int(launched.starts[place]), result.prompt_logprobs.get(place))
+            outputs += self._accept(request, tokens, logprobs, scores, end=int(launched.ends[place]), now=now)
         return outputs
 
     def _accept(
         self,
-        work: Work,
-        tokens: list[int],
-        logprobs: tuple[TopLogprobs, ...],
-        prompt_logprobs: tuple[TopLogprobs | None, ...],
+        request: Request,
+        tokens: Iterable[int],
+        logprobs: tuple[TopLogprobs, ...] = (),
+        prompt_logprobs: tuple[TopLogprobs | None, ...] = (),
+        *,
+        end: int,
         now: float,
-    ) -> TokenOutput | None:
-        """One sequence's share of a result; None when it has nothing to say yet."""
-        request = work.request
+    ) -> list[TokenOutput]:
+        """One sequence's share of a result, of tokens computed up to `end`; nothing when it has nothing to say yet."""
         finish: FinishReason | None = None
         stop_token: int | None = None
         taken: list[int] = []
         for token in tokens:
             request.append(token)
             taken.append(token)
+            self._policy.on_tokens([request], now)
             finish, stop_token = self._end_after(request, token)
             if finish is not None:
                 break
-        if not work.sampled and request.complete and request.max_len == request.prompt_len:
+        if end == request.prompt_len == request.max_len:
             finish = FinishReason.LENGTH
-        if taken:
-            self._policy.on_token(request, len(taken), now)
-        output = None
-        if taken or finish is not None or prompt_logprobs:
-            output = TokenOutput(
-                request.request_id,
-                tuple(taken),
-                logprobs[: len(taken)],
-                finish,
-                stop_token,
-                request.reused_len,
-                prompt_logprobs,
-            )
+        if not taken and finish is None and not prompt_logprobs:
+            return []
+        entries = logprobs[: len(taken)]
+        return [self._say(request, tuple(taken), finish, stop_token, entries, prompt_logprobs, now=now)]
+
+    def _say(
+        self,
+        request: Request,
+        tokens: tuple[int, ...],
+        finish: FinishReason | None,
+        stop_token: int | None,
+        logprobs: tuple[TopLogprobs, ...] = (),
+        prompt_logprobs: tuple[TopLogprobs | None, ...] = (),
+        *,
+        now: float,
+    ) -> TokenOutput:
+        """The output, and the end of the request if it is the last."""
+        reused = request.reused_len
         if finish is not None:
-            self._estimator.on_finish(request)
-            self._close(request, now)
-        return output
+            self._close(request, now, by_itself=True)
+        return TokenOutput(request.request_id, tokens, logprobs, finish, stop_token, reused, prompt_logprobs)
 
     def _end_after(self, request: Request, token: int) -> tuple[FinishReason | None, int | None]:
         """Whether `token`, just appended, ends the request; a stop token id that the caller gave is reported."""
         params = request.submit.params
-        generated = request.valued_len - request.prompt_len
-        if generated >= params.min_tokens:
+        valued = request.valued_len
+        if valued - request.prompt_len >= params.min_tokens:
             if token in params.stop_token_ids:
                 return FinishReason.STOP, token
             if token in self._eos_ids and not params.ignore_eos:
                 return FinishReason.STOP, None
-        if request.valued_len >= request.max_len:
+        if valued >= request.max_len:
             return FinishReason.LENGTH, None
         return None, None
+
+    # -- endings -----------------------------------------------------------------------------------------------
+
+    def fail_launched(self, message: str, now: float) -> list[TokenOutput]:
+        """The oldest awaited step broke: its requests fail, and so does whoever read a prefix it computed.
+
+        Those who read it but have no token under way are computed again; no cached prefix is trusted any more.
+        """
+        launched = self._launched.popleft()
+        outputs = self.take_outputs()
+        alive = self._lengths.serial[launched.indices] == launched.serials
+        broken = [request for request, here in zip(launched.requests, alive.tolist(), strict=True) if here]
+        for request in broken:
+            outputs.append(self._fail(request, message, now))
+        for request in list(self._running.values()):
+            if request.node is not None and self.memory.newest_birth(request.node) >= launched.step:
+                if request.num_pending:
+                    outputs.append(self._fail(request, message, now))
+                else:
+                    self._requeue(request, now, trusted=False)
+        self._residence.free_duplicates()
+        self.memory.forget()
+        return outputs
 
     def _fail(self, request: Request, message: str, now: float) -> TokenOutput:
         self._close(request, now, trusted=False)
         return TokenOutput(request.request_id, finish=FinishReason.ERROR, error=("engine_error", message))
 
-    def _finish(self, request: Request, reason: FinishReason, now: float) -> None:
-        self._outputs.append(TokenOutput(request.request_id, finish=reason, cached_tokens=request.reused_len))
-        self._close(request, now)
+    def _refuse_hopeless(self, now: float) -> None:
+        """End the waiting requests that the policy gives up on."""
+        for request in self._policy.hopeless(now, self):
+            target = request.submit.ttft_target
+            goal = "in time" if target is None else f"within {target:g} s"
+            message = f"the first token cannot be given {goal}: {len(self._policy)} requests wait"
+            self._close(request, now)
+            self.counters.num_refused += 1
+            self._outputs.append(
+                TokenOutput(request.request_id, finish=FinishReason.ERROR, error=("overloaded", message))
+            )
 
-    def _close(self, request: Request, now: float, *, trusted: bool = True) -> None:
+    def _close(self, request: Request, now: float, *, trusted: bool = True, by_itself: bool = False) -> None:
         """Take a request out of whatever state it is in and give back all it has."""
+        generated = request.valued_len - request.prompt_len
+        if by_itself or generated:
+            limit = request.max_len - request.prompt_len
+            self._estimator.on_finish(Ended(generated, limit, request.tenant, by_itself))
         if request.state is State.QUEUED:
             self._policy.remove(request)
         else:
-            self._release(request, trusted=trusted)
-            self._running.remove(request)
+            self._leave(request, trusted=trusted)
         request.move(State.FINISHED)
         self._policy.on_finish(request, now)
+        if by_itself:
+            self.counters.on_finish(request)
+        request.close()
         del self._requests[request.request_id]
 
-    def _preempt(self, request: Request, now: float) -> None:
-        """Send a running request back to the queue; what it computed stays in the tree while there is room."""
-        self._release(request, trusted=True)
-        self._running.remove(request)
-        request.move(State.QUEUED)
-        request.num_preemptions += 1
+    def _preempt_one(self, spared: set[int], now: float) -> bool:
+        """Send one running request back to the queue; False if nobody can go."""
+        order = self._settings.preemption
+        victim = choose_victim(list(self._running.values()), spared, self.memory, self._lengths, order)
+        if victim is None:
+            return False
+        self._requeue(victim, now, trusted=True)
+        victim.num_preemptions += 1
         self.counters.num_preemptions += 1
-        self._estimator.on_evict(request)
+        self._estimator.on_evict()
+        return True
+
+    def _requeue(self, request: Request, now: float, *, trusted: bool) -> None:
+        """What it computed stays in the prefix tree while there is room."""
+        self._leave(request, trusted=trusted)
+        request.move(State.QUEUED)
         self._policy.requeue(request, now)
 
-    def _release(self, request: Request, *, trusted: bool) -> None:
-        """Give back row, slots and tree reference. Later plans may reuse the slots: the device runs in order."""
-        if trusted:
-            self._share(request)
-        self.memory.free(self._table[request.row, request.matched_len : request.computed_len].copy())
-        if request.node is not None:
-            self.memory.unlock(request.node)
-        self._forget_row(request.row)
-        self._free_rows.append(request.row)
-        request.rewind()
+    def _leave(self, request: Request, *, trusted: bool) -> None:
+        """Stop running. Prompts that counted on this one's prefix must not count on it any more."""
+        if request.state is State.PREFILL:
+            self._lengths.promised[self._indices()] = 0
+        self._residence.release(request, trusted=trusted)
+        del self._running[request.serial]
 
-    def _free_duplicates(self) -> None:
-        """Free slots whose content the tree has elsewhere; not before the plan that writes to them is complete."""
-        for slots in self._duplicates:
-            self.memory.free(slots)
-        self._duplicates.clear()
-
-    def _forget_row(self, row: int) -> None:
-        """Drop what the next plan would have said about a row that is gone."""
-        self._patches = [p for p in self._patches if p.row != row]
-        self._later_patches = [p for p in self._later_patches if p.row != row]
-        self._opened = [o for o in self._opened if o.row != row]
+    def _indices(self) -> Int64:
+        return np.array([request.index for request in self._running.values()], np.int64)
 
     def check(self) -> None:
         """Assert the invariants of every request and of the memory, slot by slot (tests, and when idle)."""
@@ -463,43 +514,4 @@ class Scheduler:
         for request in self._requests.values():
             request.check()
             assert (request.row == NO_ROW) == (request.state is State.QUEUED)
-        private = [self._table[r.row, r.matched_len : r.computed_len] for r in self._running]
-        held = np.concatenate([*private, np.empty(0, np.int32)])
-        assert len(held) == len(np.unique(held)) == self.memory.ledger().held, "private slots do not add up"
-
-
-def _wants_prompt_logprobs(work: Work) -> bool:
-    """Whether this chunk predicts prompt tokens that have not been reported yet."""
-    request = work.request
-    wanted = request.submit.params.prompt_logprobs is not None
-    return wanted and work.start < request.prompt_len and request.scored_len < request.prompt_len
-
-
-def _entries(logprobs: Logprobs | None) -> tuple[TopLogprobs, ...]:
-    """Log-probabilities of P positions as P messages."""
-    if logprobs is None:
-        return ()
-    return tuple(
-        TopLogprobs(
-            float(logprobs.chosen[i]),
-            int(logprobs.ranks[i]),
-            logprobs.top_ids[i].astype(np.int32).tobytes(),
-            logprobs.top_values[i].astype(np.float32).tobytes(),
-        )
-        for i in range(len(logprobs.chosen))
-    )
-
-
-def _prompt_entries(work: Work, logprobs: Logprobs | None) -> tuple[TopLogprobs | None, ...]:
-    """Log-probabilities of prompt tokens not reported before; None stands for the first, which nothing predicts."""
-    if logprobs is None:
-        return ()
-    request = work.request
-    entries: list[TopLogprobs | None] = list(_entries(logprobs))
-    first = work.start + 1
-    if work.start == 0:
-        entries.insert(0, None)
-        first = 0
-    fresh = entries[max(0, request.scored_len - first) :]
-    request.scored_len = max(request.scored_len, first + len(entries))
-    return tuple(fresh)
+        self._residence.check(list(self._running.values()))

@@ -1,0 +1,59 @@
+"""How many prompt tokens go into a step beside its decodes.
+
+Without a target a step takes as many as its token budget allows. With one (seconds between tokens, of the server or
+the strictest of the running requests), the step-cost model says how many prompt tokens still leave the step under
+it; at least a small chunk always goes on, so that prompts are never starved by decodes (Sarathi-Serve,
+arXiv 2403.02310, section 4.3: the token budget follows from the target for the time between tokens).
+"""
+
+from __future__ import annotations
+
+from lightllm.config.settings import SchedulerSettings
+from lightllm.errors import ConfigError
+from lightllm.scheduler.cost import OnlineStepCost, StepCost, StepShape, load_step_cost
+
+LEAST_CHUNK = 16
+
+
+class Composition:
+    """The token budget of a step. `settings.max_step_tokens` must be resolved.
+
+    Raises ConfigError when `tpot_target` lies below what the step-cost file says an empty step takes.
+    """
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        assert settings.max_step_tokens is not None, "the token budget must be resolved"
+        self.max_tokens = settings.max_step_tokens
+        self.max_chunk = min(settings.chunk_size or self.max_tokens, self.max_tokens)
+        self.target = settings.tpot_target
+        known = load_step_cost(settings.step_cost) if settings.step_cost else None
+        self._online = OnlineStepCost(known)
+        if known is not None and self.target is not None:
+            fastest = known.seconds(StepShape(1, 0))
+            if self.target < fastest:
+                raise ConfigError(
+                    f"tpot_target {self.target:g} s cannot be met: a step takes at least {fastest:g} s",
+                    param="tpot_target",
+                )
+
+    @property
+    def cost(self) -> StepCost | None:
+        """The step-cost model as it stands; None before enough steps were measured."""
+        return self._online.cost
+
+    def observe(self, shape: StepShape, seconds: float) -> None:
+        self._online.observe(shape, seconds)
+
+    def prompt_tokens(self, num_decodes: int, context: int, strictest: float) -> int:
+        """Prompt tokens for a step with `num_decodes` decodes that read `context` slots.
+
+        `strictest` is the smallest TPOT target among the decoding requests, infinite if none has one.
+        """
+        room = self.max_tokens - num_decodes
+        target = strictest if self.target is None else min(strictest, self.target)
+        cost = self.cost
+        if num_decodes == 0 or cost is None or target == float("inf"):
+            return room
+        spare = target - cost.seconds(StepShape(num_decodes, context))
+        per_token = max(cost.per_token, 1e-9)
+        return max(min(room, int(spare / per_token)), min(room, LEAST_CHUNK))
