@@ -1,0 +1,56 @@
+"""What this machine can do, measured in a few seconds: memory read bandwidth and the rate of matrix products."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from lightllm.bench.bounds import Machine
+from lightllm.device.device import Device
+
+_CPU_BYTES = 512 << 20
+_CUDA_BYTES = 4 << 30
+_REPEATS = 5
+
+
+def measure_machine(device: Device, dtype: torch.dtype) -> Machine:
+    """The best of several runs: a bound must not be lower than what was ever seen."""
+    with torch.inference_mode():
+        return Machine(_bandwidth(device), _peak(device, dtype))
+
+
+def _bandwidth(device: Device) -> float:
+    """Bytes per second of reading memory once, by the faster of a sum and a matrix-vector product."""
+    size = _CUDA_BYTES if device.is_cuda else _CPU_BYTES
+    matrix = torch.ones(size // (4 * 4096), 4096, device=device.torch_device)
+    vector = torch.ones(4096, device=device.torch_device)
+    fastest = min(_fastest(device, matrix.sum), _fastest(device, lambda: matrix @ vector))
+    return matrix.nbytes / fastest
+
+
+def _peak(device: Device, dtype: torch.dtype) -> float:
+    """Operations per second of a square matrix product."""
+    size = 8192 if device.is_cuda else 1536
+    a = torch.ones(size, size, dtype=dtype, device=device.torch_device)
+    b = torch.ones(size, size, dtype=dtype, device=device.torch_device)
+    return 2 * size**3 / _fastest(device, lambda: a @ b)
+
+
+def _fastest(device: Device, work: Callable[[], object]) -> float:
+    work()
+    return min(_timed(device, work) for _ in range(_REPEATS))
+
+
+def _timed(device: Device, work: Callable[[], object]) -> float:
+    _wait(device)
+    begun = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - begun
+
+
+def _wait(device: Device) -> None:
+    if device.is_cuda:
+        torch.cuda.synchronize(device.torch_device)

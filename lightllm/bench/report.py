@@ -1,0 +1,43 @@
+"""Where and how a figure came about, and writing it down as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightllm
+from lightllm.errors import ConfigError
+
+
+def command_line() -> str:
+    """The command that is running, as a person would type it."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["lightllm" if program in ("lightllm", "main.py") else sys.argv[0], *sys.argv[1:]])
+
+
+def software() -> dict[str, str]:
+    """Versions and the host's kind, without torch."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "lightllm": lightllm.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": str(cores),
+    }
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a report; "-" is standard output. Raises ConfigError when the file cannot be written."""
+    text = json.dumps(content, indent=2) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error

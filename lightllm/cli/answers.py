@@ -1,0 +1,139 @@
+"""Where a chat's answers come from: a model in this process, or any server with the OpenAI API."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from lightllm.cli.flags import SamplingFlags
+from lightllm.cli.sampling import sampling_params
+from lightllm.config.settings import Settings
+from lightllm.errors import ConfigError, LightLLMError, NotReady
+
+Messages = Sequence[Mapping[str, Any]]
+CONNECT_SECONDS = 600.0
+
+
+class Answerer(Protocol):
+    """Answers a conversation piece by piece. A KeyboardInterrupt leaves it fit for the next question."""
+
+    name: str
+
+    def answer(self, messages: Messages) -> Iterator[str]: ...
+
+    def close(self) -> None: ...
+
+
+class LocalAnswerer:
+    """A model in this process."""
+
+    def __init__(self, settings: Settings, directory: Path, flags: SamplingFlags) -> None:
+        from lightllm.llm import LLM
+
+        self._params = sampling_params(flags, directory)
+        self._llm = LLM(settings=settings, model=str(directory))
+        self.name = directory.name
+
+    def answer(self, messages: Messages) -> Iterator[str]:
+        text = self._llm.template.render(messages)
+        ids = self._llm.tokenizer.encode(text, add_special_tokens=False)
+        with _noted_interrupt() as interrupted:
+            for output in self._llm.stream(ids, self._params):
+                yield output.text
+                if interrupted:
+                    raise KeyboardInterrupt
+
+    def close(self) -> None:
+        self._llm.close()
+
+
+class RemoteAnswerer:
+    """A server at `url`, e.g. http://127.0.0.1:8000 (with or without /v1)."""
+
+    def __init__(self, url: str, model: str | None, api_key: str | None, flags: SamplingFlags) -> None:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"url must look like http://host:port, got {url!r}", param="url")
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._path = parts.path.rstrip("/").removesuffix("/v1")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._body = flags.given()
+        self.name = model or self._first_model()
+
+    def answer(self, messages: Messages) -> Iterator[str]:
+        body = {"model": self.name, "messages": list(messages), "stream": True, **self._body}
+        with self._response("POST", "/v1/chat/completions", body) as response:
+            for line in response:
+                data = line.decode(errors="replace").removeprefix("data:").strip()
+                if not line.startswith(b"data:") or data == "[DONE]":
+                    continue
+                yield _delta(json.loads(data))
+
+    def close(self) -> None:
+        pass
+
+    def _first_model(self) -> str:
+        with self._response("GET", "/v1/models", None) as response:
+            models = json.loads(response.read()).get("data", [])
+        if not models:
+            raise ConfigError(f"{self._host} serves no model")
+        return str(models[0]["id"])
+
+    @contextmanager
+    def _response(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
+        """An answer with status 200. Raises NotReady when nobody listens, LightLLMError with the server's words."""
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=CONNECT_SECONDS)
+        try:
+            encoded = None if body is None else json.dumps(body).encode()
+            connection.request(method, self._path + path, encoded, self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise LightLLMError(_fault(response.status, response.read()))
+            yield response
+        except (OSError, http.client.HTTPException) as error:
+            where = f"{self._host}:{self._port or connection.default_port}"
+            raise NotReady(f"no answer from {where}: {error or type(error).__name__}") from error
+        finally:
+            connection.close()
+
+
+def _delta(chunk: Any) -> str:
+    """The text of one chunk of a stream. Raises LightLLMError for an error in mid-stream."""
+    if "error" in chunk:
+        raise LightLLMError(str(chunk["error"].get("message", chunk["error"])))
+    choices = chunk.get("choices") or [{}]
+    delta = choices[0].get("delta", {})
+    return str(delta.get("reasoning_content") or "") + str(delta.get("content") or "")
+
+
+def _fault(status: int, body: bytes) -> str:
+    try:
+        return f"the server answered {status}: {json.loads(body)['error']['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered {status}: {body[:200].decode(errors='replace')}"
+
+
+@contextmanager
+def _noted_interrupt() -> Iterator[list[bool]]:
+    """Collects Ctrl-C instead of raising it in the middle of an engine step; a second one raises."""
+    noted: list[bool] = []
+
+    def note(signum: int, frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(True)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
