@@ -140,4 +140,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _plain_reason(reason: str) -> str:
-    return reason.removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")[:200]
+    reason = reason.partition(" - at ")[0].removeprefix("JSON is malformed: ")
+    return reason.replace("Input data was truncated", "it ends too early")[:200]

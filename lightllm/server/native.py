@@ -10,9 +10,9 @@ are answered with 400 instead of 417, and a failure in a stream is an event inst
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -48,7 +48,8 @@ REFUSED: Refusals = {
 
 
 class GenerateParameters(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Sampling parameters; what is left out takes the model's generation defaults. Greedy unless `do_sample`."""
+    """Sampling parameters; what is left out takes the model's generation defaults. Greedy unless `do_sample`
+    is true, or left out and the model's authors recommend a temperature."""
 
     best_of: int | None = None
     n: int | None = None
@@ -90,6 +91,10 @@ class GeneratedToken(Struct, kw_only=True):
     prompt_tokens: int | UnsetType = UNSET
 
 
+_TOKEN_LIST = {"type": "array", "items": {"$ref": "#/components/schemas/GeneratedToken"}}
+TOKENS_SCHEMA = Meta(extra_json_schema={"items": {"anyOf": [_TOKEN_LIST["items"], _TOKEN_LIST]}})
+
+
 class GenerateResponse(Struct, kw_only=True):
     """One entry of `generated_text` per choice; `finish_reason` and `tokens` are lists of them if n > 1."""
 
@@ -97,7 +102,7 @@ class GenerateResponse(Struct, kw_only=True):
     count_output_tokens: int
     finish_reason: str | list[str]
     prompt_tokens: int
-    tokens: list[GeneratedToken] | list[list[GeneratedToken]] | UnsetType = UNSET
+    tokens: Annotated[list[Any], TOKENS_SCHEMA] | UnsetType = UNSET
 
 
 class GenerateEvent(Struct, kw_only=True):
@@ -125,7 +130,7 @@ async def generate(request: Request) -> Response:
         if generation.closed:
             return client_gone()
     single = generation.n == 1
-    details = tokens[0] if single else tokens
+    details: list[Any] = tokens[0] if single else tokens
     return json_response(
         GenerateResponse(
             generated_text=texts,
@@ -186,7 +191,8 @@ def _params(
     n = parameters.n if parameters.best_of is None else parameters.best_of
     if parameters.n is not None and parameters.n != n:
         raise InvalidRequest(f"n ({parameters.n}) must equal best_of ({n})", param="n")
-    samples = defaults.get("do_sample", False) if parameters.do_sample is None else parameters.do_sample
+    recommended = float(defaults.get("temperature", 0.0)) > 0.0
+    samples = recommended if parameters.do_sample is None else parameters.do_sample
     values: dict[str, Any] = {name: defaults[name] for name in INHERITED if defaults.get(name) is not None}
     direct = (*INHERITED, "presence_penalty", "frequency_penalty", "ignore_eos", "seed", "skip_special_tokens")
     values |= {name: value for name in direct if (value := getattr(parameters, name)) is not None}

@@ -80,13 +80,25 @@ def own_server(tokenizer: Tokenizer) -> Iterator[Callable[..., LiveServer]]:
         live.stop()
 
 
-@pytest.fixture
-def http(server: LiveServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=10) as client:
+@pytest.fixture(scope="session")
+def shared_http(shared_server: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=shared_server.url, timeout=10) as client:
         yield client
 
 
-@pytest.fixture
-def client(server: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=10) as made:
+@pytest.fixture(scope="session")
+def shared_client(shared_server: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=shared_server.url + "/v1", api_key="none", max_retries=0, timeout=10) as made:
         yield made
+
+
+@pytest.fixture
+def http(server: LiveServer, shared_http: httpx.Client) -> httpx.Client:
+    """A plain client of the shared server."""
+    return shared_http
+
+
+@pytest.fixture
+def client(server: LiveServer, shared_client: openai.OpenAI) -> openai.OpenAI:
+    """The official client of the shared server, without retries."""
+    return shared_client

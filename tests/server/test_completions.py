@@ -1,0 +1,119 @@
+"""Text completions: prompts in four forms, echo, log-probabilities as evaluations read them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from lightllm.protocol.messages import unpack_ids
+
+from .fake_engine import REPLY, LiveServer, Script
+from .test_chat import sse
+
+
+def test_text_and_default_length(client: openai.OpenAI, server: LiveServer) -> None:
+    server.engine.script = Script(reply=REPLY * 3)
+    answer = client.completions.create(model="toy", prompt="one two")
+    assert answer.object == "text_completion" and answer.id.startswith("cmpl-")
+    assert answer.choices[0].finish_reason == "length" and answer.usage is not None
+    assert answer.usage.completion_tokens == 16
+    prompt = unpack_ids(server.engine.submits[0].prompt).tolist()
+    assert prompt == server.engine.tokenizer.encode("one two") and prompt[0] == 0  # with the beginning token
+
+
+def test_stream(client: openai.OpenAI, server: LiveServer) -> None:
+    stream = client.completions.create(
+        model="toy", prompt="one", max_tokens=100, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == REPLY
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].choices == [] and chunks[-1].usage is not None
+    assert chunks[-1].usage.prompt_tokens == len(server.engine.tokenizer.encode("one"))
+
+
+@pytest.mark.parametrize(
+    "prompt", [["one", "two three"], [[5, 6, 7], [8, 9]]], ids=["texts", "token id lists"]
+)
+def test_several_prompts_and_choices(client: openai.OpenAI, server: LiveServer, prompt: Any) -> None:
+    server.engine.script = Script(
+        reply=lambda submit: f"{len(server.engine.submits)} {unpack_ids(submit.prompt).tolist()} {submit.seed}"
+    )
+    answer = client.completions.create(model="toy", prompt=prompt, n=2, seed=7, max_tokens=100)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    encode = server.engine.tokenizer.encode
+    ids = [encode(item) if isinstance(item, str) else item for item in prompt]
+    ends = [f" {ids[place // 2]} {7 + place % 2}" for place in range(4)]
+    assert all(choice.text.endswith(end) for choice, end in zip(answer.choices, ends, strict=True))
+    assert answer.usage is not None and answer.usage.prompt_tokens == len(ids[0]) + len(ids[1])
+
+
+def test_token_ids_as_one_prompt(client: openai.OpenAI, server: LiveServer) -> None:
+    answer = client.completions.create(model="toy", prompt=[5, 6, 7], max_tokens=1, echo=True)
+    assert unpack_ids(server.engine.submits[0].prompt).tolist() == [5, 6, 7]
+    tokenizer = server.engine.tokenizer
+    first = tokenizer.token_text(tokenizer.encode(REPLY, add_special_tokens=False)[0])
+    assert answer.choices[0].text == tokenizer.decode([5, 6, 7]) + first
+
+
+def test_logprobs(client: openai.OpenAI, server: LiveServer) -> None:
+    answer = client.completions.create(model="toy", prompt="one", max_tokens=100, logprobs=3)
+    found = answer.choices[0].logprobs
+    assert found is not None and found.tokens is not None and found.text_offset is not None
+    assert found.top_logprobs is not None and found.token_logprobs is not None
+    assert found.token_logprobs[0] == -0.25 and found.top_logprobs[0][found.tokens[0]] == -0.25
+    assert min(found.top_logprobs[0].values()) == -9999.0
+    for token, offset in zip(found.tokens, found.text_offset, strict=True):
+        assert "\ufffd" in token or REPLY[offset : offset + len(token)] == token
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_prompt_is_scored_as_lm_eval_asks(client: openai.OpenAI, server: LiveServer, max_tokens: int) -> None:
+    prompts = [[20, 21, 22, 23], [24, 25]]
+    answer = client.completions.create(
+        model="toy", prompt=prompts, max_tokens=max_tokens, echo=True, logprobs=1, temperature=0, seed=1
+    )
+    for choice, prompt in zip(answer.choices, prompts, strict=True):
+        found = choice.logprobs
+        assert found is not None and found.tokens is not None and found.token_logprobs is not None
+        assert found.top_logprobs is not None
+        assert len(found.tokens) == len(prompt) + max_tokens == len(found.text_offset or [])
+        assert found.token_logprobs[0] is None and found.token_logprobs[1] == -2.0
+        top: list[Any] = found.top_logprobs
+        assert top[0] is None and max(top[1].values()) == found.token_logprobs[1]
+        assert choice.text.startswith(server.engine.tokenizer.decode(prompt))
+        assert choice.finish_reason == "length"
+    assert {submit.max_tokens for submit in server.engine.submits} == {max_tokens}
+    assert {submit.params.prompt_logprobs for submit in server.engine.submits} == {1}
+
+
+def test_echo_in_a_stream(http: httpx.Client, server: LiveServer) -> None:
+    body = {"prompt": "one two", "echo": True, "logprobs": 1, "stream": True, "max_tokens": 100}
+    chunks = sse(http.post("/v1/completions", json=body).text)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "one two" + REPLY
+    found = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    tokens = [token for part in found for token in part["tokens"]]
+    encode = server.engine.tokenizer.encode
+    assert len(tokens) == len(encode("one two")) + len(encode(REPLY, add_special_tokens=False))
+    assert found[0]["token_logprobs"][0] is None and found[0]["text_offset"][:2] == [0, 0]
+
+
+def test_prompt_logprobs_beside_an_echo(http: httpx.Client) -> None:
+    body = {"prompt": [20, 21], "echo": True, "logprobs": 2, "prompt_logprobs": 1, "max_tokens": 1}
+    choice = http.post("/v1/completions", json=body).json()["choices"][0]
+    assert choice["prompt_logprobs"][0] is None and list(choice["prompt_logprobs"][1]) == ["21"]
+    assert len(choice["logprobs"]["top_logprobs"][1]) == 2
+
+
+def test_surrogates_never_reach_the_answer(http: httpx.Client, server: LiveServer) -> None:
+    """Bytes that never become a character end as U+FFFD, once, at the end of the text."""
+    ids = server.engine.tokenizer.encode("Hello", add_special_tokens=False)
+    half = next(i for i in range(600) if server.engine.tokenizer.token_bytes(i) == b"\xf0")
+    server.engine.script = Script(ids=[*ids, half])
+    text = http.post("/v1/completions", json={"prompt": "one", "stream": True}).text
+    assert [chunk["choices"][0]["text"] for chunk in sse(text)][-1] == "\ufffd"
+    json.dumps(text)
