@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from lightllm.bench.bounds import StepWork
 from lightllm.bench.workloads import TokenRequest
@@ -66,10 +66,9 @@ class TokenPipeline:
     def __init__(self, settings: Settings, directory: Path) -> None:
         parts = build_parts(settings, directory)
         self._recorder = _Recorder(parts.engine)
-        self._parts = replace(parts, engine=cast(Engine, self._recorder))
-        outbox, self._results = local_channel()
-        _, inbox = local_channel()
-        self._loop = EngineLoop(self._parts, [inbox], outbox)
+        channel: tuple[Any, Any] = local_channel()
+        outbox, self._results = channel
+        self._loop = EngineLoop(replace(parts, engine=cast(Engine, self._recorder)), [], outbox)
         self._request_ids = count(1)
         self.facts = parts.facts
         self.resolved = parts.resolved

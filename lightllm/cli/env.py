@@ -89,7 +89,7 @@ def _kernel_facts(flags: EnvFlags) -> dict[str, Any]:
     from lightllm.models.config_reader import ConfigReader
 
     device, _ = find_device(flags.engine.device)
-    dtype = flags.model.dtype
+    dtype: str = flags.model.dtype
     if dtype == "auto" and device.is_cuda:
         config = ConfigReader.load(find_model(flags.model.model))
         stored = config.peek("dtype") or config.peek("torch_dtype") or "bfloat16"

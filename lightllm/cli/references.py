@@ -41,7 +41,7 @@ def read_golden(path: Path) -> list[Case]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"golden file {path} cannot be read: {error}", param="golden") from error
-    cases = []
+    cases: list[Case] = []
     while f"prompt_{len(cases)}.ids" in tensors:
         name = f"prompt_{len(cases)}"
         ids, logits = tensors[f"{name}.ids"], tensors.get(f"{name}.logits")
@@ -55,7 +55,7 @@ def read_golden(path: Path) -> list[Case]:
 
 
 def ask_transformers(directory: Path, prompts: Sequence[Sequence[int]], num_greedy: int) -> list[Case]:
-    """Transformers' own float32 model on the CPU. Raises ConfigError when it is not installed or knows no such model."""
+    """Transformers' own float32 model on the CPU. Raises ConfigError without Transformers or for an unknown model."""
     try:
         import torch
         import transformers
@@ -63,8 +63,9 @@ def ask_transformers(directory: Path, prompts: Sequence[Sequence[int]], num_gree
         raise ConfigError(
             f"the comparison needs Transformers ({error}); install it with: pip install transformers"
         ) from error
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet: Any = transformers.logging
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     try:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     except (ValueError, OSError, KeyError) as error:
@@ -77,7 +78,8 @@ def log_softmax(logits: NDArray[Any]) -> Float32:
     """Over the last axis, computed in float64."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
-    return (wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))).astype(np.float32)
+    normalised: Float32 = (wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))).astype(np.float32)
+    return normalised
 
 
 def _ask(model: Any, index: int, prompt: Sequence[int], num_greedy: int) -> Case:
