@@ -29,6 +29,7 @@ WORDS = {
 }
 _VALIDATION = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$?\.?(?P<path>.*)`)?$", re.DOTALL)
 _EXPECTED = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<given>[^`]*)`$")
+_LIMITED = re.compile(r"^Expected `(?P<kind>[^`]*)` (?P<limit>[^`]*)$")
 _MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]*)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>[^`]*)`$")
 
@@ -102,6 +103,9 @@ def readable(error: msgspec.ValidationError, place: str = "") -> InvalidRequest:
         return InvalidRequest(
             f"{subject} must be {expected}, not {WORDS.get(wrong['given'], wrong['given'])}", param=path or None
         )
+    if limited := _LIMITED.match(what):
+        kind = WORDS.get(limited["kind"].removesuffix(" | null"), limited["kind"])
+        return InvalidRequest(f"{subject} must be {kind} {limited['limit']}", param=path or None)
     return InvalidRequest(f"{subject}: {what[:200]}", param=path or None)
 
 

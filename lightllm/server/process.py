@@ -46,6 +46,9 @@ async def serve(
     frontend: Frontend, app: ASGIApp, listening_socket: socket.socket, inbox: Receiver[FrontendInbox]
 ) -> None:
     """`run_frontend` on the running event loop."""
+    if listening_socket.family in (socket.AF_INET, socket.AF_INET6):
+        # connections inherit it; otherwise each event of a stream may wait 40 ms for the client to acknowledge the last
+        listening_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = _Server(_config(app, frontend.settings.server))
     receiving = asyncio.create_task(_receive(frontend, inbox, server))
     receiving.add_done_callback(lambda _: server.leave())

@@ -133,6 +133,11 @@ class Frontend:
         return self.facts.get("max_model_len")
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids that the model has; 0 until the engine has said so."""
+        return int(self.facts.get("vocab_size", 0))
+
+    @property
     def generation_defaults(self) -> Mapping[str, Any]:
         """Sampling defaults of the model's generation_config.json."""
         return self.facts.get("generation_defaults") or {}

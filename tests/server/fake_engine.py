@@ -29,7 +29,7 @@ from lightllm.protocol.messages import (
     unpack_ids,
 )
 from lightllm.server.app import create_app
-from lightllm.server.process import serve
+from lightllm.server.process import run_frontend
 from lightllm.text.detokenizer import Detokenizer
 from lightllm.text.stops import StopMatcher
 from lightllm.text.tokenizer import Tokenizer
@@ -165,8 +165,8 @@ class LiveServer:
         codec: Codec[FrontendInbox] = Codec(FrontendInbox)
         self.outbox, self._inbox = local_channel(codec.encode, codec.decode, strict=True)
         self.engine.outbox = self.outbox
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
         self._metrics = metrics
         self.frontend: Frontend
         self._up = threading.Event()
@@ -195,17 +195,9 @@ class LiveServer:
         assert not self.thread.is_alive()
 
     def _run(self) -> None:
-        asyncio.run(self._main())
-
-    async def _main(self) -> None:
         engine = self.engine
         self.frontend = Frontend(3, engine.tokenizer, self.settings, engine, self._metrics, created=1700000000)
         app = create_app(self.frontend)
         self._up.set()
-        try:
-            await serve(self.frontend, app, self._socket, self._inbox)
-        finally:
-            for task in engine.tasks.values():
-                task.cancel()
-            await asyncio.gather(*engine.tasks.values(), return_exceptions=True)
-            self._inbox.close()
+        run_frontend(self.frontend, app, self.listening, self._inbox)
+        self._inbox.close()

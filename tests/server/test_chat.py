@@ -180,9 +180,7 @@ def test_one_call_only_without_parallel_calls(client: openai.OpenAI, server: Liv
     server.engine.script = Script(reply=call + call)
     both = client.chat.completions.create(model="toy", messages=MESSAGES, tools=[WEATHER])
     assert both.choices[0].message.content is None and len(both.choices[0].message.tool_calls or []) == 2
-    one = client.chat.completions.create(
-        model="toy", messages=MESSAGES, tools=[WEATHER], parallel_tool_calls=False
-    )
+    one = client.chat.completions.create(model="toy", messages=MESSAGES, tools=[WEATHER], parallel_tool_calls=False)
     assert len(one.choices[0].message.tool_calls or []) == 1
 
 
@@ -197,9 +195,7 @@ def test_markup_is_text_without_tools(client: openai.OpenAI, server: LiveServer)
 @pytest.mark.parametrize(
     ("reply", "thinking"), [("<think>\nHm.\n</think>\n\nYes.", False), ("Hm.\n</think>\n\nYes.", True)]
 )
-def test_reasoning_has_two_names(
-    client: openai.OpenAI, server: LiveServer, reply: str, thinking: bool
-) -> None:
+def test_reasoning_has_two_names(client: openai.OpenAI, server: LiveServer, reply: str, thinking: bool) -> None:
     server.engine.script = Script(reply=reply)
     extra = {"chat_template_kwargs": {"enable_thinking": thinking}}
     answer = client.chat.completions.create(model="toy", messages=MESSAGES, extra_body=extra)

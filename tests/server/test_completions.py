@@ -36,9 +36,7 @@ def test_stream(client: openai.OpenAI, server: LiveServer) -> None:
     assert chunks[-1].usage.prompt_tokens == len(server.engine.tokenizer.encode("one"))
 
 
-@pytest.mark.parametrize(
-    "prompt", [["one", "two three"], [[5, 6, 7], [8, 9]]], ids=["texts", "token id lists"]
-)
+@pytest.mark.parametrize("prompt", [["one", "two three"], [[5, 6, 7], [8, 9]]], ids=["texts", "token id lists"])
 def test_several_prompts_and_choices(client: openai.OpenAI, server: LiveServer, prompt: Any) -> None:
     server.engine.script = Script(
         reply=lambda submit: f"{len(server.engine.submits)} {unpack_ids(submit.prompt).tolist()} {submit.seed}"

@@ -40,6 +40,11 @@ def test_a_client_that_leaves_frees_its_choices_at_once(server: LiveServer, stre
     assert server.frontend.num_live == 0
 
 
+def test_events_are_not_held_back(server: LiveServer) -> None:
+    """Without this option an event may wait for the client's delayed acknowledgement."""
+    assert server.listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_closing_a_stream_early(client: openai.OpenAI, server: LiveServer) -> None:
     server.engine.script = Script(delay=0.02)
     with client.chat.completions.create(model="toy", messages=HELLO, stream=True) as stream:

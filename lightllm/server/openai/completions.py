@@ -20,7 +20,7 @@ from lightllm.server.openai import refusals
 from lightllm.server.openai.logprobs import CompletionLogprobsWriter, TokenNames, prompt_logprobs
 from lightllm.server.openai.objects import Completion, CompletionChoice, PromptLogprobs, Usage
 from lightllm.server.openai.prompts import read_prompts
-from lightllm.server.openai.sampling import check_model, check_stream, sampling_params
+from lightllm.server.openai.sampling import check_model, check_prompt_logprobs, check_stream, sampling_params
 from lightllm.server.openai.schemas import CompletionRequest
 from lightllm.server.openai.usage import usage_of, wants_usage
 from lightllm.server.streaming import EventStream, client_gone, event, json_response, watch
@@ -39,6 +39,7 @@ async def completions(request: Request) -> Response | EventStream:
     params = _params(context, completion)
     context.frontend.check_available()
     prompts = await read_prompts(context.frontend, completion.prompt, completion.add_special_tokens is not False)
+    check_prompt_logprobs(params, [len(ids) for ids, _ in prompts], context.frontend.vocab_size)
     generation = context.frontend.generate(
         [ids for ids, _ in prompts],
         params,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightllm.errors import InvalidRequest, ModelNotFound
-from lightllm.protocol.sampling_params import GREEDY_TEMPERATURE, SamplingParams
+from lightllm.protocol.sampling_params import GREEDY_TEMPERATURE, WHOLE_VOCABULARY, SamplingParams
 from lightllm.server.openai.schemas import SamplingFields
 from lightllm.workers.frontend import Frontend
 
@@ -27,6 +27,7 @@ DIRECT = (
     "spaces_between_special_tokens",
 )
 """Fields that mean the same here and there."""
+MAX_PROMPT_ENTRIES = 1 << 22
 LISTS = ("stop_token_ids", "bad_words", "allowed_token_ids")
 INHERITED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields whose default a model's generation_config.json may set."""
@@ -58,6 +59,17 @@ def sampling_params(
             f"n must be 1 when temperature is 0, got {params.n}: greedy choices would be equal", param="n"
         )
     return params
+
+
+def check_prompt_logprobs(params: SamplingParams, prompt_lens: Sequence[int], vocab_size: int) -> None:
+    """Raise InvalidRequest if the prompt's log-probabilities would not fit an answer of reasonable size."""
+    if params.prompt_logprobs is None:
+        return
+    wanted = vocab_size if params.prompt_logprobs == WHOLE_VOCABULARY else params.prompt_logprobs
+    entries = wanted * sum(prompt_lens)
+    if entries > MAX_PROMPT_ENTRIES:
+        message = f"prompt_logprobs asks for {entries} entries in all, at most {MAX_PROMPT_ENTRIES} are given"
+        raise InvalidRequest(message, param="prompt_logprobs")
 
 
 def check_stream(fields: SamplingFields) -> None:

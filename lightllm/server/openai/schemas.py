@@ -51,6 +51,9 @@ Messages = Annotated[
     ),
 ]
 
+Salt = Annotated[str, Meta(max_length=256)]
+Priority = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+
 
 class StreamOptions(Struct, kw_only=True):
     """What a stream carries beside the text."""
@@ -88,8 +91,8 @@ class SamplingFields(Struct, kw_only=True):
     add_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
+    cache_salt: Salt | None = None
+    priority: Priority | None = None
 
 
 class FunctionSpec(Struct, kw_only=True):
