@@ -1,0 +1,63 @@
+"""What the engine process and the detokenizer process run: the pieces put together, then the loop.
+
+Functions that the supervisor names as "lightllm.workers.entries:engine"; each gets a Worker. Heavy imports are local,
+so that the detokenizer never loads torch.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+
+from lightllm.config.locate import find_model
+from lightllm.config.settings import ModelSettings
+from lightllm.metrics import MetricSet
+from lightllm.protocol.messages import DetokenizerInbox, EngineInbox, FrontendInbox, TextBatch
+from lightllm.text.tokenizer import Tokenizer
+from lightllm.workers.detokenizer import DetokenizerLoop
+from lightllm.workers.process import Worker
+
+logger = logging.getLogger(__name__)
+
+
+def engine(worker: Worker) -> None:
+    """Load the model, report what it is, run the engine loop."""
+    from lightllm.workers.engine import EngineLoop, build_parts
+    from lightllm.workers.meters import EngineMeters
+
+    parts = build_parts(worker.settings, find_model(worker.settings.model.model))
+    for resolved in parts.resolved:
+        logger.info("%s = %s: %s", resolved.name, resolved.value, resolved.reason)
+    outbox = worker.sender("detokenizer", DetokenizerInbox)
+    meters = EngineMeters(MetricSet(worker.board), parts.scheduler)
+    loop = EngineLoop(parts, worker.receivers(EngineInbox), outbox, generation=worker.generation, meters=meters)
+    gc.freeze()
+    worker.ready(parts.facts)
+    loop.run()
+
+
+def detokenizer(worker: Worker) -> None:
+    """Load the tokenizer, run the detokenizer loop."""
+    tokenizer = load_tokenizer(worker.settings.model)
+    MetricSet(worker.board)
+    count = worker.settings.server.frontends
+    frontends = [worker.sender(frontend_name(index), FrontendInbox) for index in range(count)]
+    to_engine = worker.sender("engine", EngineInbox)
+
+    def to_frontend(index: int, batch: TextBatch) -> None:
+        frontends[index].send(batch)
+
+    loop = DetokenizerLoop(tokenizer, to_frontend, to_engine)
+    gc.freeze()
+    worker.ready()
+    loop.run(worker.receivers(DetokenizerInbox), [*frontends, to_engine])
+
+
+def load_tokenizer(model: ModelSettings) -> Tokenizer:
+    """The tokenizer that goes with a model. Raises ConfigError or CheckpointError."""
+    return Tokenizer.load(find_model(model.tokenizer or model.model))
+
+
+def frontend_name(index: int) -> str:
+    """The name of a frontend among the workers."""
+    return f"frontend-{index}"
