@@ -38,7 +38,7 @@ class Context:
         """
         tokenizer = frontend.tokenizer
         path = frontend.settings.model.chat_template
-        source = tokenizer.chat_templates if path is None else _read_template(Path(path))
+        source = tokenizer.chat_templates if path is None else _read_template(Path(path).expanduser())
         template = ChatTemplate(source, tokenizer.special_tokens)
         tool, reasoning = detect(template.source)
         return cls(frontend, template, tool, reasoning, exposition or _own_exposition(frontend))

@@ -1,8 +1,4 @@
-"""What a frontend process runs: the application put together, then HTTP until it is told to leave.
-
-The supervisor names it as "lightllm.server.entry:frontend". It answers from the first moment: until the engine is up,
-health routes say so and generation is refused with 503.
-"""
+"""What a frontend process runs, as the supervisor names it: the pieces put together, then HTTP until told to leave."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import gc
 
 import lightllm
 from lightllm.config.locate import model_name
+from lightllm.ipc import Sender
 from lightllm.metrics import MetricSet
 from lightllm.metrics.exposition import Exposition
 from lightllm.protocol.messages import EngineInbox, FrontendInbox
@@ -21,20 +18,21 @@ from lightllm.workers.process import Worker
 
 
 def frontend(worker: Worker) -> None:
-    """Serve HTTP on the inherited socket."""
+    """Load the tokenizer, listen, serve. Raises ConfigError or CheckpointError for what cannot be served."""
     settings = worker.settings
-    assert worker.listening_socket is not None, "the supervisor gave no listening socket"
-    front = Frontend(
+    sender: Sender[EngineInbox] = worker.sender("engine", EngineInbox)
+    served = Frontend(
         worker.index,
         load_tokenizer(settings.model),
         settings,
-        worker.sender("engine", EngineInbox),
+        sender,
         MetricSet(worker.board),
         model_name(settings.model.model),
         worker.started,
     )
-    info = {"model_name": front.model_names[0], "version": lightllm.__version__}
-    app = create_app(front, Exposition(list(worker.boards.values()), info=info))
+    info = {"model_name": served.model_names[0], "version": lightllm.__version__}
+    app = create_app(served, Exposition(list(worker.boards.values()), info=info))
+    assert worker.listening_socket is not None, "the supervisor gives every frontend the listening socket"
     gc.freeze()
     worker.ready()
-    run_frontend(front, app, worker.listening_socket, worker.inbox(FrontendInbox))
+    run_frontend(served, app, worker.listening_socket, worker.inbox(FrontendInbox))

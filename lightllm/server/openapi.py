@@ -161,7 +161,7 @@ def _operation(operation: Operation, by_type: dict[Any, Any], guarded: bool) -> 
     if operation.response is not None:
         content[JSON] = {"schema": by_type[operation.response]}
     if operation.streams is not None:
-        content[EVENTS] = {"schema": by_type[operation.streams]}
+        content[EVENTS] = {"schema": _event_schema(by_type[operation.streams])}
     if operation.text is not None:
         content[operation.text] = {"schema": {"type": "string"}}
     described: dict[str, Any] = {
@@ -177,6 +177,17 @@ def _operation(operation: Operation, by_type: dict[Any, Any], guarded: bool) -> 
     if guarded and not operation.open:
         described["security"] = [{"bearer": []}, {"key": []}]
     return described
+
+
+def _event_schema(schema: Any) -> dict[str, Any]:
+    """One server-sent event whose data is JSON text."""
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
+    return {
+        "type": "object",
+        "description": "The form of each event. An error may come last; the OpenAI routes end with [DONE].",
+        "required": ["data"],
+        "properties": {"data": data},
+    }
 
 
 def _errors(operation: Operation, guarded: bool) -> dict[str, Any]:
