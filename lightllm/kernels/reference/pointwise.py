@@ -34,7 +34,7 @@ def rotary_store(
     slots: Tensor,
 ) -> Tensor:
     num_tokens = qkv.shape[0]
-    heads = qkv.view(num_tokens, -1, shape.head_dim)  # [tokens, Hq + 2 Hk, D]
+    heads = qkv.view(num_tokens, shape.num_q_heads + 2 * shape.num_kv_heads, shape.head_dim)
     q, k, v = heads.split([shape.num_q_heads, shape.num_kv_heads, shape.num_kv_heads], dim=1)
     if norms is not None:
         q = rms_norm(q, norms.q_weight, norms.eps)

@@ -1,0 +1,200 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
+"""Attention over the token-level pool: one kernel for decodes, chunks of prompts and anything between.
+
+Decode, per sequence of K keys: 2 K Hk D e bytes and 4 K Hq D operations, so bound by memory (group 4: 4 operations a
+byte). Prompts, per sequence of L tokens after P cached ones: 4 Hq D L (P + L/2) operations over few bytes: bound by
+the matrix units and the exponentials between them.
+
+A program computes one item (see `attention_plan`): up to BLOCK_M rows, which are tokens times the query heads of one
+key/value head, over a range of keys, gathered by slot. Online softmax in base 2 as in FlashAttention-2 (arXiv
+2307.08691, section 3.1), split over keys as in Flash-Decoding; the last part of a tile to finish merges all of them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import cuda as tlx
+
+LOWEST = tl.constexpr(-1.0e38)
+"""The running maximum before any key was seen: finite, so that nothing seen gives 0 and not NaN."""
+
+
+@triton.jit
+def _scores(qk, position, column, scale, soft_cap, slope, HAS_CAP: tl.constexpr, HAS_ALIBI: tl.constexpr):
+    """Scores in base 2 from raw products."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    if HAS_CAP:
+        bent = qk * (2.0 / soft_cap * scale)
+        score = soft_cap * LOG2E * (1.0 - 2.0 / (tl.exp(bent) + 1.0))
+    else:
+        score = qk * (scale * LOG2E)
+    if HAS_ALIBI:
+        score += slope[:, None] * LOG2E * (column[None, :] - position[:, None]).to(tl.float32)
+    return score
+
+
+@triton.jit
+def attention_kernel(
+    q,
+    k_cache,
+    v_cache,
+    table,
+    items,
+    out,
+    partial_values,
+    partial_stats,
+    counters,
+    slopes,
+    table_stride,
+    cache_stride,
+    scale,
+    soft_cap,
+    window,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ITEM_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MERGE_ROWS: tl.constexpr,
+    MERGE_PARTS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    # Grid (KV_HEADS, items). q, out [tokens, Hq, D]; partial_values [parts, KV_HEADS, BLOCK_M, D] float32,
+    # partial_stats [parts, KV_HEADS, 2, BLOCK_M] float32 (highest score, total weight); counters [tiles, KV_HEADS].
+    kv_head = tl.program_id(0)
+    item = items + tl.program_id(1) * ITEM_SIZE
+    if PDL:
+        tlx.gdc_launch_dependents()
+    first_token = tl.load(item).to(tl.int64)
+    first_position = tl.load(item + 1)
+    count = tl.load(item + 2)
+    key_start = tl.load(item + 4)
+    key_end = tl.load(item + 5)
+    num_parts = tl.load(item + 8)
+    slots = table + tl.load(item + 3).to(tl.int64) * table_stride
+    if PDL:
+        tlx.gdc_wait()
+    if count == 0:
+        return
+
+    row = tl.arange(0, BLOCK_M)
+    head = kv_head * GROUP + row % GROUP
+    dim = tl.arange(0, BLOCK_D)
+    valid = row < count * GROUP
+    position = first_position + tl.minimum(row // GROUP, count - 1)
+    place = (first_token + row // GROUP)[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + head[:, None] * HEAD_DIM
+    place += dim[None, :]
+    stored = valid[:, None] & (dim[None, :] < HEAD_DIM)
+    queries = tl.load(q + place, mask=stored, other=0.0)
+    slope = tl.load(slopes + head) if HAS_ALIBI else 0.0
+
+    accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    highest = tl.full([BLOCK_M], LOWEST, tl.float32)
+    k_cache += kv_head * HEAD_DIM
+    v_cache += kv_head * HEAD_DIM
+    low = tl.maximum(key_start, first_position - window + 1) if HAS_WINDOW else key_start
+    for start in tl.range(low, key_end, BLOCK_N):
+        column = start + tl.arange(0, BLOCK_N)
+        # Columns past the end repeat the last key, so that what other slots hold cannot matter.
+        slot = tl.load(slots + tl.minimum(column, key_end - 1)).to(tl.int64)
+        source = slot[:, None] * cache_stride + dim[None, :]
+        if HEAD_DIM == BLOCK_D:
+            k = tl.load(k_cache + source)
+        else:
+            k = tl.load(k_cache + source, mask=dim[None, :] < HEAD_DIM, other=0.0)
+        qk = tl.dot(queries, tl.trans(k).to(queries.dtype), input_precision=PRECISION)
+        score = _scores(qk, position, column, scale, soft_cap, slope, HAS_CAP, HAS_ALIBI)
+        if HAS_WINDOW:
+            seen = (column[None, :] <= position[:, None]) & (column[None, :] < key_end)
+            seen &= column[None, :] > position[:, None] - window
+            score = tl.where(seen, score, float("-inf"))
+        elif start + BLOCK_N > tl.minimum(first_position + 1, key_end):
+            seen = (column[None, :] <= position[:, None]) & (column[None, :] < key_end)
+            score = tl.where(seen, score, float("-inf"))
+        new_highest = tl.maximum(highest, tl.max(score, 1))
+        weight = tl.exp2(score - new_highest[:, None])
+        rescale = tl.exp2(highest - new_highest)
+        total = total * rescale + tl.sum(weight, 1)
+        accumulator = accumulator * rescale[:, None]
+        if HEAD_DIM == BLOCK_D:
+            v = tl.load(v_cache + source)
+        else:
+            v = tl.load(v_cache + source, mask=dim[None, :] < HEAD_DIM, other=0.0)
+        accumulator = tl.dot(weight.to(queries.dtype), v.to(queries.dtype), accumulator, input_precision=PRECISION)
+        highest = new_highest
+
+    if num_parts == 1:
+        result = accumulator / total[:, None]
+        tl.store(out + place, result.to(out.dtype.element_ty), mask=stored)
+    else:
+        part = (tl.load(item + 6) * KV_HEADS + kv_head).to(tl.int64)
+        own = partial_values + part * (BLOCK_M * HEAD_DIM) + row[:, None] * HEAD_DIM + dim[None, :]
+        tl.store(own, accumulator, mask=stored)
+        own = partial_stats + part * (2 * BLOCK_M) + row
+        tl.store(own, highest, mask=valid)
+        tl.store(own + BLOCK_M, total, mask=valid)
+        tl.debug_barrier()
+        counter = counters + tl.load(item + 9) * KV_HEADS + kv_head
+        if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num_parts - 1:
+            tl.store(counter, 0)
+            _merge(
+                out, partial_values, partial_stats, tl.load(item + 7), num_parts, first_token, count, kv_head,
+                KV_HEADS, GROUP, HEAD_DIM, BLOCK_M, BLOCK_D, MERGE_ROWS, MERGE_PARTS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _merge(
+    out,
+    partial_values,
+    partial_stats,
+    first_part,
+    num_parts,
+    first_token,
+    count,
+    kv_head,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MERGE_ROWS: tl.constexpr,
+    MERGE_PARTS: tl.constexpr,
+):
+    """The parts of one tile into its output, MERGE_ROWS rows by MERGE_PARTS parts at a time, in a fixed order."""
+    dim = tl.arange(0, BLOCK_D)
+    for first_row in tl.range(0, count * GROUP, MERGE_ROWS):
+        row = first_row + tl.arange(0, MERGE_ROWS)
+        valid = row < count * GROUP
+        values = tl.zeros([MERGE_ROWS, BLOCK_D], tl.float32)
+        total = tl.zeros([MERGE_ROWS], tl.float32)
+        highest = tl.full([MERGE_ROWS], LOWEST, tl.float32)
+        for start in tl.range(0, num_parts, MERGE_PARTS):
+            index = start + tl.arange(0, MERGE_PARTS)
+            part = ((first_part + index) * KV_HEADS + kv_head).to(tl.int64)
+            there = (index < num_parts)[:, None] & valid[None, :]
+            stats = partial_stats + part[:, None] * (2 * BLOCK_M) + row[None, :]
+            part_highest = tl.load(stats, mask=there, other=LOWEST, cache_modifier=".cg")
+            part_total = tl.load(stats + BLOCK_M, mask=there, other=0.0, cache_modifier=".cg")
+            places = part[:, None, None] * (BLOCK_M * HEAD_DIM) + row[None, :, None] * HEAD_DIM + dim[None, None, :]
+            stored = there[:, :, None] & (dim[None, None, :] < HEAD_DIM)
+            part_values = tl.load(partial_values + places, mask=stored, other=0.0, cache_modifier=".cg")
+            new_highest = tl.maximum(highest, tl.max(part_highest, 0))
+            rescale = tl.exp2(highest - new_highest)
+            weight = tl.exp2(part_highest - new_highest[None, :])
+            total = total * rescale + tl.sum(part_total * weight, 0)
+            values = values * rescale[:, None] + tl.sum(part_values * weight[:, :, None], 0)
+            highest = new_highest
+        head = kv_head * GROUP + row % GROUP
+        place = (first_token + row // GROUP)[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + head[:, None] * HEAD_DIM
+        stored = valid[:, None] & (dim[None, :] < HEAD_DIM)
+        result = values / tl.where(valid, total, 1.0)[:, None]
+        tl.store(out + place + dim[None, :], result.to(out.dtype.element_ty), mask=stored)

@@ -1,0 +1,235 @@
+"""The attention backend of CUDA devices: plans on the host, one or two launches of `attention_kernel` per layer.
+
+A step's decodes go into tiles of 16 rows, its longer chunks into tiles of 64 or 128, each kind one launch. A step
+replayed from a CUDA graph uses buffers made ahead (`make_buffers`): the launch covers the most items the bucket can
+have, and items that are not there end at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, SequenceLayout
+from lightllm.kernels.triton.attention import attention_kernel
+from lightllm.kernels.triton.attention_plan import COUNT, ITEM_SIZE, TileShape, make_items, num_partials
+from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
+
+SMALL_ROWS = 16
+STAGING = 4
+"""Host copies a `PlanBuffers` rotates through, so that a copy under way is not overwritten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How the kernel is built for tiles of so many rows: block of keys, warps, pipeline stages, programs that run at
+    once on a multiprocessor."""
+
+    rows: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    occupancy: int
+
+
+def tiling_for(rows: int, head_dim: int) -> Tiling:
+    """The tiling measured best on Hopper, which also fits the shared memory of Ampere and Ada."""
+    wide = head_dim > 128
+    if rows <= 32:
+        return Tiling(rows, 32 if wide else 64, 4, 5, 3)
+    if rows == 64:
+        return Tiling(rows, 32 if wide else 64, 4, 2 if wide else 3, 2)
+    return Tiling(rows, 32 if wide else 64, 8, 3, 1)
+
+
+class Workspace:
+    """Where the parts of a split tile meet. Counters are zero whenever no kernel runs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.values = torch.empty(0, dtype=torch.float32, device=device)
+        self.stats = torch.empty(0, dtype=torch.float32, device=device)
+        self.counters = torch.zeros(0, dtype=torch.int32, device=device)
+
+    def fit(self, shape: TileShape, head_dim: int, parts: int, tiles: int) -> None:
+        """Grow to hold this many parts and tiles."""
+        rows = parts * shape.num_kv_heads * shape.rows
+        if self.stats.numel() < 2 * rows or self.values.numel() < rows * head_dim:
+            self.values = torch.empty(rows * head_dim, dtype=torch.float32, device=self._device)
+            self.stats = torch.empty(2 * rows, dtype=torch.float32, device=self._device)
+        if self.counters.numel() < tiles * shape.num_kv_heads:
+            self.counters = torch.zeros(tiles * shape.num_kv_heads, dtype=torch.int32, device=self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class TileLaunch:
+    """One launch: its items [I, ITEM_SIZE] on the device and where their parts meet."""
+
+    items: Tensor
+    tiling: Tiling
+    workspace: Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    table: Tensor
+    launches: tuple[TileLaunch, ...]
+
+
+@dataclass(slots=True)
+class PlanBuffers:
+    """A plan whose items are written anew each step, for CUDA graphs. `plan` goes to `run`; its launches are
+    the small tiles and, if the bucket may hold chunks, the large ones."""
+
+    plan: AttentionPlan
+    max_sequences: int
+    max_tokens: int
+    staging: tuple[tuple[Tensor, ...], ...]
+    turn: int = field(default=0)
+
+
+class TritonAttention:
+    """`AttentionBackend` for one shape of heads."""
+
+    def __init__(
+        self, shape: HeadShape, device: torch.device, tiling: Callable[[int, int], Tiling] | None = None
+    ) -> None:
+        self._shape = shape
+        self._device = device
+        self._tiling_for = tiling or tiling_for
+        self._processors = launcher_for(device).num_processors
+        self._small_rows = max(SMALL_ROWS, next_power_of_2(shape.group))
+        self._workspaces: dict[int, Workspace] = {}
+
+    def plan(self, layout: SequenceLayout, table: Tensor) -> AttentionPlan:
+        launches = []
+        for rows, members in self._by_rows(layout):
+            tiling = self._tiling_for(rows, self._shape.head_dim)
+            items = make_items(layout, members, self._tile_shape(tiling))
+            workspace = self._workspaces.setdefault(rows, Workspace(self._device))
+            workspace.fit(self._tile_shape(tiling), self._shape.head_dim, num_partials(items), len(items))
+            launches.append(TileLaunch(torch.from_numpy(items).to(self._device), tiling, workspace))
+        return AttentionPlan(table, tuple(launches))
+
+    def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor) -> PlanBuffers:
+        """Buffers for steps of at most this many sequences and tokens (as many tokens as sequences: decodes only)."""
+        small = self._small_rows
+        tiles = {small: max_tokens}
+        large = self._large_rows(max_tokens)
+        if max_tokens > max_sequences and large > small:
+            tiles[large] = max_sequences + max_tokens // max(1, large // self._shape.group)
+        launches, staging = [], []
+        for rows, most_tiles in tiles.items():
+            tiling = self._tiling_for(rows, self._shape.head_dim)
+            shape = self._tile_shape(tiling)
+            most = shape.most_items(most_tiles)
+            workspace = Workspace(self._device)
+            workspace.fit(shape, self._shape.head_dim, most, most_tiles)
+            items = torch.zeros(most, ITEM_SIZE, dtype=torch.int32, device=self._device)
+            launches.append(TileLaunch(items, tiling, workspace))
+            pinned = self._device.type == "cuda"
+            staging.append(
+                tuple(torch.zeros(items.shape, dtype=torch.int32, pin_memory=pinned) for _ in range(STAGING))
+            )
+        return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, tuple(staging))
+
+    def plan_into(self, buffers: PlanBuffers, layout: SequenceLayout) -> None:
+        """Write this step's items into the buffers: one small copy per launch on the current stream, no wait.
+
+        At most `STAGING` - 1 steps may be planned ahead of the device.
+        """
+        assert len(layout.lens) <= buffers.max_sequences and int(layout.lens.sum()) <= buffers.max_tokens
+        turn = buffers.turn
+        buffers.turn = (turn + 1) % STAGING
+        lens_of = self._members_for(buffers, layout)
+        for launch, hosts, members in zip(buffers.plan.launches, buffers.staging, lens_of, strict=True):
+            items = make_items(layout, members, self._tile_shape(launch.tiling), len(launch.items))
+            host = hosts[turn]
+            view = host.numpy()
+            view[: len(items)] = items
+            view[len(items) :, COUNT] = 0
+            launch.items.copy_(host, non_blocking=True)
+
+    def run(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: object, params: AttentionParams) -> Tensor:
+        assert isinstance(plan, AttentionPlan)
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        for launch in plan.launches:
+            self._launch(q, k_cache, v_cache, out, plan.table, launch, params)
+        return out
+
+    def _launch(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        out: Tensor,
+        table: Tensor,
+        launch: TileLaunch,
+        params: AttentionParams,
+    ) -> None:
+        shape, tiling, workspace = self._shape, launch.tiling, launch.workspace
+        assert k_cache.stride() == v_cache.stride() and k_cache.stride(1) == shape.head_dim
+        merge_rows = min(tiling.rows, 16, next_power_of_2(shape.group))
+        attention_kernel[(shape.num_kv_heads, len(launch.items))](
+            q,
+            k_cache,
+            v_cache,
+            table,
+            launch.items,
+            out,
+            workspace.values,
+            workspace.stats,
+            workspace.counters,
+            out if params.alibi_slopes is None else params.alibi_slopes,
+            table.stride(0),
+            k_cache.stride(0),
+            params.scale,
+            params.soft_cap or 1.0,
+            params.window or 0,
+            KV_HEADS=shape.num_kv_heads,
+            GROUP=shape.group,
+            HEAD_DIM=shape.head_dim,
+            ITEM_SIZE=ITEM_SIZE,
+            BLOCK_M=tiling.rows,
+            BLOCK_N=tiling.block_n,
+            BLOCK_D=max(16, next_power_of_2(shape.head_dim)),
+            MERGE_ROWS=merge_rows,
+            MERGE_PARTS=max(1, 4096 // (merge_rows * next_power_of_2(shape.head_dim))),
+            HAS_WINDOW=params.window is not None,
+            HAS_CAP=params.soft_cap is not None,
+            HAS_ALIBI=params.alibi_slopes is not None,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
+            **launcher_for(q.device).options,
+        )
+
+    def _tile_shape(self, tiling: Tiling) -> TileShape:
+        slots = tiling.occupancy * self._processors
+        return TileShape(tiling.rows, self._shape.group, self._shape.num_kv_heads, slots)
+
+    def _large_rows(self, most_tokens: int) -> int:
+        """Rows of the large tiles when the longest chunk has this many tokens."""
+        rows = 64 if most_tokens * self._shape.group <= 64 else 128
+        return max(rows, self._small_rows)
+
+    def _by_rows(self, layout: SequenceLayout) -> list[tuple[int, NDArray[np.int64]]]:
+        """Tile rows, and the indices of the sequences computed in tiles of that size."""
+        small = layout.lens * self._shape.group <= self._small_rows
+        groups = [(self._small_rows, np.flatnonzero(small & (layout.lens > 0)))]
+        if not small.all():  # any tile serves any chunk; the large ones are faster for long chunks
+            groups.append((self._large_rows(int(layout.lens.max())), np.flatnonzero(~small)))
+        return [(rows, members) for rows, members in groups if len(members)]
+
+    def _members_for(self, buffers: PlanBuffers, layout: SequenceLayout) -> list[NDArray[np.int64]]:
+        """The sequences of each launch of the buffers."""
+        small = layout.lens * self._shape.group <= self._small_rows
+        if len(buffers.plan.launches) == 1:
+            return [np.flatnonzero(layout.lens > 0)]
+        return [np.flatnonzero(small & (layout.lens > 0)), np.flatnonzero(~small)]

@@ -1,0 +1,113 @@
+"""Which program computes which part of a step's attention. Host work in numpy, once per step; no torch, no Triton.
+
+A sequence's new tokens are cut into tiles of at most `rows / group` tokens (the query heads that share a key/value
+head are packed into a tile's rows), and each tile's keys into parts, so that the programs of one launch are many
+enough to fill the device and few enough that merging costs little:
+
+    keys    0 ............................ 4096
+    tile    [ part 0 ][ part 1 ][ part 2 ]        each part one item: one program per key/value head
+                              the last to finish merges (counter)
+
+An item is a row of `ITEM_SIZE` int32; its fields are the constants below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightllm.kernels.ops.contracts import SequenceLayout
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+ITEM_SIZE = 12
+TOKEN, POSITION, COUNT, ROW, KEY_START, KEY_END, PART, FIRST_PART, NUM_PARTS, TILE = range(10)
+
+START_COST = 192
+"""What starting a program costs, in keys it could have read meanwhile."""
+MERGE_COST = 192
+"""What merging parts costs, likewise, plus `MERGE_COST_PER_PART` for each."""
+MERGE_COST_PER_PART = 8
+_PART_SIZES = np.array([64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 1 << 20], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """Rows of a tile, query heads per key/value head, key/value heads, and programs the device runs at once."""
+
+    rows: int
+    group: int
+    num_kv_heads: int
+    slots: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one tile."""
+        return max(1, self.rows // self.group)
+
+    def most_items(self, num_tiles: int) -> int:
+        """A bound on the items of a step with this many tiles, for buffers made ahead."""
+        return num_tiles + 2 * -(-self.slots // self.num_kv_heads)
+
+
+def make_items(layout: SequenceLayout, members: Int64, shape: TileShape, most_items: int | None = None) -> Int32:
+    """The items [I, ITEM_SIZE] of the sequences `members`, longest first. At most `most_items`, if given."""
+    if len(members) == 0:
+        return np.empty((0, ITEM_SIZE), np.int32)
+    first_tokens = np.cumsum(layout.lens, dtype=np.int64) - layout.lens
+    sequence, offset = _repeat(members, -(-layout.lens[members].astype(np.int64) // shape.tokens))
+    offset = offset * shape.tokens
+    count = np.minimum(shape.tokens, layout.lens[sequence] - offset)
+    position = layout.starts[sequence].astype(np.int64) + offset
+    num_keys = position + count
+    part_size = choose_part_size(num_keys, shape, most_items)
+    parts = -(-num_keys // part_size)
+    tile, part = _repeat(np.arange(len(sequence)), parts)
+    first_part = np.cumsum(np.where(parts > 1, parts, 0)) - parts  # meaningless, and unused, where there is one part
+    size = -(-num_keys // parts)
+    size = np.minimum(-(-size // 64) * 64, part_size)  # equal parts, in whole blocks
+    items = np.zeros((len(tile), ITEM_SIZE), np.int32)
+    items[:, TOKEN] = (first_tokens[sequence] + offset)[tile]
+    items[:, POSITION] = position[tile]
+    items[:, COUNT] = count[tile]
+    items[:, ROW] = layout.rows[sequence][tile]
+    items[:, KEY_START] = np.minimum(part * size[tile], num_keys[tile])
+    items[:, KEY_END] = np.minimum((part + 1) * size[tile], num_keys[tile])
+    items[:, PART] = first_part[tile] + part
+    items[:, FIRST_PART] = first_part[tile]
+    items[:, NUM_PARTS] = parts[tile]
+    items[:, TILE] = tile
+    order = np.argsort(items[:, KEY_START] - items[:, KEY_END], kind="stable")
+    return items[order]
+
+
+def num_partials(items: Int32) -> int:
+    """Parts whose result goes through the workspace."""
+    return int((items[:, NUM_PARTS] > 1).sum())
+
+
+def choose_part_size(num_keys: Int64, shape: TileShape, most_items: int | None = None) -> int:
+    """The part size of least estimated time: waves of programs times a part's keys, plus starting and merging."""
+    sizes = _PART_SIZES
+    parts = -(-num_keys[None, :] // sizes[:, None])  # [sizes, tiles]
+    items = parts.sum(1)
+    longest = np.minimum(sizes, int(num_keys.max()))
+    waves = items * shape.num_kv_heads / shape.slots
+    few = np.ceil(waves) * (longest + START_COST)  # every wave lasts as long as its longest part
+    many = num_keys.sum() * shape.num_kv_heads / shape.slots + START_COST * waves + longest / 2  # waves blur
+    most_parts = parts.max(1)
+    merge = np.where(most_parts > 1, MERGE_COST + MERGE_COST_PER_PART * most_parts, 0)
+    cost = np.where(waves > 2, many, few) + merge
+    if most_items is not None:
+        cost = np.where(items <= most_items, cost, np.inf)
+    return int(sizes[int(np.argmin(cost))])
+
+
+def _repeat(values: Int64, counts: Int64) -> tuple[Int64, Int64]:
+    """Each value repeated `counts` times, and the index of each repetition."""
+    repeated = np.repeat(values, counts)
+    firsts = np.repeat(np.cumsum(counts) - counts, counts)
+    return repeated, np.arange(len(repeated)) - firsts

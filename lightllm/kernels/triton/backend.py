@@ -1,0 +1,49 @@
+"""The CUDA kernel set: which op each Triton kernel serves, and why it cannot where it cannot."""
+
+from __future__ import annotations
+
+import torch
+
+from lightllm.device.device import Device
+from lightllm.kernels.ops.contracts import HeadShape, KernelSet
+from lightllm.kernels.triton.activation import gated_activation
+from lightllm.kernels.triton.attention_backend import TritonAttention
+from lightllm.kernels.triton.linear_choice import tuned_table
+from lightllm.kernels.triton.linear_op import LinearPacker
+from lightllm.kernels.triton.norm import add_rms_norm, rms_norm
+from lightllm.kernels.triton.rotary import rotary_store
+
+LOWEST_CAPABILITY = (8, 0)
+LARGEST_HEAD = 256
+
+
+def why_not(device: Device, dtype: torch.dtype, shape: HeadShape) -> str | None:
+    """The reason these kernels cannot serve a model here, or None if they can."""
+    if not device.is_cuda:
+        return f"{device.name} is no CUDA device"
+    if device.capability < LOWEST_CAPABILITY:
+        return f"{device.name} has compute capability {device.capability}, below {LOWEST_CAPABILITY}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"{dtype} is not served; use bfloat16 or float16"
+    if shape.head_dim > LARGEST_HEAD or shape.head_dim % 8:
+        return f"head size {shape.head_dim} is not a multiple of 8 up to {LARGEST_HEAD}"
+    return None
+
+
+def triton_kernels(device: Device, dtype: torch.dtype, shape: HeadShape) -> KernelSet:
+    """The kernels for one engine; `why_not` must have found nothing."""
+    reason = f"Triton, compute capability {device.capability[0]}.{device.capability[1]}"
+    pointwise = ("rms_norm", "add_rms_norm", "rotary_store", "gated_activation")
+    reasons = dict.fromkeys(pointwise, reason)
+    reasons["attention"] = f"{reason}: split over keys, slots of one token"
+    measured = "measured" if tuned_table(device.name) else "not measured"
+    reasons["linear"] = f"cuBLAS, or Triton for few tokens; shapes {measured} on {device.name}"
+    return KernelSet(
+        rms_norm=rms_norm,
+        add_rms_norm=add_rms_norm,
+        rotary_store=rotary_store,
+        gated_activation=gated_activation,
+        attention=TritonAttention(shape, device.torch_device),
+        pack_linear=LinearPacker(device.torch_device, device.name),
+        reasons=reasons,
+    )

@@ -1,0 +1,114 @@
+"""Which kernel computes a matrix product of a given shape: a table measured on this kind of device, else a rule.
+
+The tables are `lightllm/kernels/tuned/<device>.json`, made by `python benchmarks/kernels.py --tune`:
+
+    {"linear": {"<N>x<K>": {"<most tokens>": ["vector", ROWS, BLOCK_K, warps]
+                                           | ["tile", BLOCK_N, BLOCK_K, SPLIT, stages, warps]
+                                           | ["cublas"]}}}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import torch
+
+MOST_VECTOR_TOKENS = 4
+MOST_TILE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """Rows of the weight per program, columns at a time."""
+
+    rows: int
+    block_k: int
+    num_warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Block of the weight, programs that share a block's K, pipeline stages."""
+
+    block_n: int
+    block_k: int
+    split: int
+    num_stages: int
+    num_warps: int
+
+
+Choice = Vector | Tile | None
+"""None: cuBLAS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The choice for every number of tokens, as (most tokens, choice), ascending; cuBLAS above the last."""
+
+    steps: tuple[tuple[int, Choice], ...]
+    reason: str
+
+    def at(self, num_tokens: int) -> Choice:
+        for most, choice in self.steps:
+            if num_tokens <= most:
+                return choice
+        return None
+
+
+def choices_for(num_rows: int, size: int, dtype: torch.dtype, device_name: str) -> Choices:
+    """What to use for a weight [num_rows, size]."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return Choices((), f"cuBLAS: not measured for {dtype}")
+    tuned = tuned_table(device_name).get(f"{num_rows}x{size}")
+    if tuned is not None:
+        return Choices(tuned, f"measured on {device_name}")
+    return Choices(((MOST_VECTOR_TOKENS // 2, by_rule(num_rows, size)),), "by rule: shape not measured")
+
+
+def by_rule(num_rows: int, size: int) -> Vector:
+    """A vector kernel that was good for every shape measured."""
+    return Vector(rows=2 if num_rows >= 4096 else 1, block_k=2048 if size >= 2048 else 1024, num_warps=4)
+
+
+@cache
+def tuned_table(device_name: str) -> dict[str, tuple[tuple[int, Choice], ...]]:
+    """The measured choices of this device; empty when it was never measured."""
+    file = resources.files("lightllm.kernels").joinpath("tuned", table_name(device_name))
+    if not file.is_file():
+        return {}
+    table = json.loads(file.read_text())["linear"]
+    return {
+        shape: tuple((int(most), parse_choice(entry)) for most, entry in sorted(steps.items(), key=lambda s: int(s[0])))
+        for shape, steps in table.items()
+    }
+
+
+def table_name(device_name: str) -> str:
+    """The file name for a device: `NVIDIA H200` -> `nvidia_h200.json`."""
+    return re.sub(r"[^a-z0-9]+", "_", device_name.lower()).strip("_") + ".json"
+
+
+def parse_choice(entry: list[str | int]) -> Choice:
+    kind, *numbers = entry
+    values = [int(number) for number in numbers]
+    match kind:
+        case "vector":
+            return Vector(*values)
+        case "tile":
+            return Tile(*values)
+        case "cublas":
+            return None
+    raise ValueError(f"unknown kernel {kind!r} in a tuned table: expected vector, tile or cublas")
+
+
+def write_choice(choice: Choice) -> list[str | int]:
+    """The inverse of `parse_choice`."""
+    if choice is None:
+        return ["cublas"]
+    if isinstance(choice, Vector):
+        return ["vector", choice.rows, choice.block_k, choice.num_warps]
+    return ["tile", choice.block_n, choice.block_k, choice.split, choice.num_stages, choice.num_warps]

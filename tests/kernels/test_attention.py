@@ -1,0 +1,115 @@
+"""Token-level attention against the torch reference: every mixture of decodes and chunks, every parameter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, SequenceLayout
+from lightllm.kernels.reference.attention import TorchAttention
+from lightllm.kernels.triton.attention_backend import TritonAttention
+
+STEPS = {
+    "one token": ([0], [1]),
+    "a decode": ([70], [1]),
+    "decodes": ([0, 63, 64, 130], [1, 1, 1, 1]),
+    "a prompt": ([0], [67]),
+    "a chunk after a prefix": ([33], [29]),
+    "a verified draft": ([90, 40], [4, 3]),
+    "mixed": ([128, 0, 5, 64], [1, 41, 1, 17]),
+}
+SHAPES = [HeadShape(4, 2, 32, 32), HeadShape(3, 3, 16, 16), HeadShape(7, 1, 24, 24)]
+PARAMS = ["plain", "scale", "window", "cap", "alibi", "all"]
+
+
+def make_params(kind: str, shape: HeadShape, device: torch.device) -> AttentionParams:
+    slopes = torch.rand(shape.num_q_heads, device=device)
+    scale = 0.3 if kind in ("scale", "all") else shape.head_dim**-0.5
+    return AttentionParams(
+        scale=scale,
+        window=24 if kind in ("window", "all") else None,
+        soft_cap=1.5 if kind in ("cap", "all") else None,
+        alibi_slopes=slopes if kind in ("alibi", "all") else None,
+    )
+
+
+def make_step(starts: list[int], lens: list[int], shape: HeadShape, device: torch.device, dtype: torch.dtype):
+    """A layout with shuffled rows and slots, and q, k_cache, v_cache, table."""
+    num_sequences, longest = len(starts), max(np.add(starts, lens))
+    rows = np.random.default_rng(0).permutation(num_sequences + 2)[:num_sequences]
+    layout = SequenceLayout(*(np.array(a, np.int32) for a in (rows, starts, lens)))
+    total = (num_sequences + 2) * longest
+    table = torch.randperm(total, device=device).view(num_sequences + 2, longest).to(torch.int32)
+    caches = [torch.randn(total + 1, shape.num_kv_heads, shape.head_dim, device=device).to(dtype) for _ in "kv"]
+    q = torch.randn(sum(lens), shape.num_q_heads, shape.head_dim, device=device).to(dtype)
+    return layout, q, *caches, table
+
+
+def expected_output(layout, q, k_cache, v_cache, table, params):
+    """The reference in float32, on the CPU."""
+    backend = TorchAttention()
+    slopes = None if params.alibi_slopes is None else params.alibi_slopes.cpu()
+    params = AttentionParams(params.scale, params.window, params.soft_cap, slopes)
+    plan = backend.plan(layout, table.cpu())
+    return backend.run(q.cpu().float(), k_cache.cpu().float(), v_cache.cpu().float(), plan, params)
+
+
+def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    bound = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[actual.dtype]
+    torch.testing.assert_close(actual.float().cpu(), expected, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("kind", PARAMS)
+@pytest.mark.parametrize("step", STEPS)
+def test_attention_gives_what_the_reference_gives(step, kind, device, dtype):
+    if device.type == "cpu" and dtype == torch.float16 and kind != "plain":
+        pytest.skip("float16 differs in rounding only")
+    shape = SHAPES[(PARAMS.index(kind) + list(STEPS).index(step)) % len(SHAPES)]
+    params = make_params(kind, shape, device)
+    layout, q, k_cache, v_cache, table = make_step(*STEPS[step], shape, device, dtype)
+    backend = TritonAttention(shape, device)
+    actual = backend.run(q, k_cache, v_cache, backend.plan(layout, table), params)
+    assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_buffers_serve_step_after_step(shape, device):
+    """As a CUDA graph does: the same buffers, first a full step, then a smaller one, then a long one."""
+    backend = TritonAttention(shape, device)
+    params = make_params("plain", shape, device)
+    buffers = None
+    for starts in ([3, 300, 90], [8], [700, 1]):
+        layout, q, k_cache, v_cache, table = make_step(starts, [1] * len(starts), shape, device, torch.float32)
+        if buffers is None:
+            whole = torch.zeros(5, 1024, dtype=torch.int32, device=device)
+            buffers = backend.make_buffers(4, 4, whole)
+        whole[: table.shape[0], : table.shape[1]] = table
+        backend.plan_into(buffers, layout)
+        actual = backend.run(q, k_cache, v_cache, buffers.plan, params)
+        assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
+
+
+def test_buffers_may_hold_chunks_too(device):
+    shape = SHAPES[0]
+    backend = TritonAttention(shape, device)
+    params = make_params("plain", shape, device)
+    layout, q, k_cache, v_cache, table = make_step([128, 0, 5, 64], [1, 41, 1, 17], shape, device, torch.float32)
+    buffers = backend.make_buffers(8, 64, table)
+    backend.plan_into(buffers, layout)
+    actual = backend.run(q, k_cache, v_cache, buffers.plan, params)
+    assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
+
+
+def test_what_a_masked_key_holds_does_not_matter(device):
+    """A slot beyond a sequence may hold anything, NaN included."""
+    shape = SHAPES[0]
+    layout, q, k_cache, v_cache, table = make_step([9, 30], [1, 5], shape, device, torch.float32)
+    params = make_params("plain", shape, device)
+    expected = expected_output(layout, q, k_cache, v_cache, table, params)
+    used = torch.cat([table[row, :length] for row, length in zip(layout.rows, layout.kv_lens, strict=True)]).long()
+    unused = torch.ones(len(k_cache), dtype=torch.bool, device=device)
+    unused[used] = False
+    k_cache[unused], v_cache[unused] = float("nan"), float("nan")
+    backend = TritonAttention(shape, device)
+    assert_same(backend.run(q, k_cache, v_cache, backend.plan(layout, table), params), expected)

@@ -1,0 +1,76 @@
+"""The items of a step cover every key of every token exactly once, whatever the step."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightllm.kernels.ops.contracts import SequenceLayout
+from lightllm.kernels.triton.attention_plan import (
+    COUNT,
+    FIRST_PART,
+    KEY_END,
+    KEY_START,
+    NUM_PARTS,
+    PART,
+    POSITION,
+    ROW,
+    TILE,
+    TOKEN,
+    TileShape,
+    make_items,
+    num_partials,
+)
+
+sequences = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 300)), min_size=1, max_size=12)
+shapes = st.builds(
+    TileShape, st.sampled_from([16, 64, 128]), st.integers(1, 16), st.integers(1, 8), st.integers(1, 400)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(sequences, shapes)
+def test_items_cover_each_tokens_keys_once(sequences, shape):
+    starts, lens = np.array(sequences, np.int32).T
+    layout = SequenceLayout(np.arange(len(starts), dtype=np.int32)[::-1].copy(), starts, lens)
+    items = make_items(layout, np.arange(len(starts)), shape)
+    firsts = np.cumsum(lens) - lens
+    tiles = {tile: items[items[:, TILE] == tile] for tile in np.unique(items[:, TILE])}
+    covered = np.zeros(int(lens.sum()), np.int64)
+    for parts in tiles.values():
+        head = parts[0]
+        sequence = len(starts) - 1 - head[ROW]
+        assert head[POSITION] - starts[sequence] == head[TOKEN] - firsts[sequence]
+        assert 0 < head[COUNT] <= shape.tokens
+        covered[head[TOKEN] : head[TOKEN] + head[COUNT]] += 1
+        parts = parts[np.argsort(parts[:, PART])]
+        assert len(parts) == head[NUM_PARTS]
+        keys = np.concatenate([np.arange(start, end) for start, end in parts[:, [KEY_START, KEY_END]]])
+        assert np.array_equal(keys, np.arange(head[POSITION] + head[COUNT]))
+        if head[NUM_PARTS] > 1:
+            assert np.array_equal(parts[:, PART], head[FIRST_PART] + np.arange(len(parts)))
+    assert (covered == 1).all()
+    split = items[items[:, NUM_PARTS] > 1]
+    assert sorted(split[:, PART]) == list(range(num_partials(items)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=64), st.integers(1, 400))
+def test_a_step_fits_buffers_made_ahead(starts, slots):
+    shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=slots)
+    layout = SequenceLayout(*(np.array(a, np.int32) for a in (range(len(starts)), starts, [1] * len(starts))))
+    most = shape.most_items(len(starts))
+    assert len(make_items(layout, np.arange(len(starts)), shape, most)) <= most
+
+
+def test_a_full_device_is_not_split():
+    shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=264)
+    layout = SequenceLayout(*(np.array(a, np.int32) for a in (range(256), [600] * 256, [1] * 256)))
+    assert num_partials(make_items(layout, np.arange(256), shape)) == 0
+
+
+def test_one_long_sequence_fills_the_device():
+    shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=264)
+    layout = SequenceLayout(*(np.array(a, np.int32) for a in ([0], [32767], [1])))
+    assert 24 <= len(make_items(layout, np.arange(1), shape)) <= 66

@@ -1,0 +1,97 @@
+"""Norms, rotation with store, and gated activations against the torch references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
+from lightllm.kernels.reference import pointwise as reference
+from lightllm.kernels.triton import activation, norm, rotary
+
+SIZES = [(0, 64), (1, 1), (1, 64), (3, 97), (5, 513), (2, 1025)]
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    """Two roundings of the result in this dtype."""
+    bound = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}[dtype]
+    return {"rtol": bound, "atol": bound}
+
+
+def random(*size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*size, device=device).to(dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rms_norm_gives_what_the_reference_gives(size, device, dtype):
+    x, weight = random(*size, device=device, dtype=dtype), random(size[1], device=device, dtype=dtype)
+    torch.testing.assert_close(norm.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_add_rms_norm_also_updates_the_residual(size, device, dtype):
+    x, residual = (random(*size, device=device, dtype=dtype) for _ in range(2))
+    weight = random(size[1], device=device, dtype=dtype)
+    expected_residual = residual.clone()
+    expected = reference.add_rms_norm(x, expected_residual, weight, 1e-6)
+    actual = norm.add_rms_norm(x, residual, weight, 1e-6)
+    torch.testing.assert_close(residual, expected_residual, rtol=0, atol=0)
+    torch.testing.assert_close(actual, expected, **tolerance(dtype))
+
+
+def test_rms_norm_takes_strided_rows(device):
+    x = torch.randn(6, 3, 32, device=device)
+    weight = torch.randn(32, device=device)
+    torch.testing.assert_close(norm.rms_norm(x[:, 1], weight, 1e-5), reference.rms_norm(x[:, 1], weight, 1e-5))
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("size", [(0, 64), (1, 2), (3, 194), (2, 2050)])
+def test_gated_activation_gives_what_the_reference_gives(kind, size, device, dtype):
+    gate_up = random(*size, device=device, dtype=dtype)
+    expected = reference.gated_activation(gate_up.float(), kind).to(dtype)
+    torch.testing.assert_close(activation.gated_activation(gate_up, kind), expected, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        HeadShape(4, 2, 32, 32),
+        HeadShape(3, 1, 24, 24),
+        HeadShape(4, 4, 32, 8),
+        HeadShape(2, 1, 16, 16, interleaved=True),
+        HeadShape(7, 1, 24, 16, interleaved=True),
+        HeadShape(6, 3, 16, 0),
+    ],
+    ids=lambda s: f"{s.num_q_heads}q{s.num_kv_heads}kv{s.head_dim}d{s.rotary_dim}r{'i' if s.interleaved else ''}",
+)
+@pytest.mark.parametrize("num_tokens", [0, 1, 13])
+def test_rotary_store_gives_what_the_reference_gives(num_tokens, shape, normed, device, dtype):
+    heads = shape.num_q_heads + 2 * shape.num_kv_heads
+    qkv = random(num_tokens, heads * shape.head_dim, device=device, dtype=dtype)
+    angles = torch.randn(num_tokens, shape.rotary_dim // 2, device=device)
+    norms = None
+    if normed:
+        weights = (random(shape.head_dim, device=device, dtype=dtype) for _ in range(2))
+        norms = HeadNorms(*weights, 1e-6)
+    slots = torch.randperm(40, device=device)[:num_tokens]
+    expected_caches = [torch.zeros(41, shape.num_kv_heads, shape.head_dim, device=device, dtype=dtype) for _ in "kv"]
+    actual_caches = [cache.clone() for cache in expected_caches]
+    cos, sin = angles.cos(), angles.sin()
+    expected = reference.rotary_store(qkv, shape, cos, sin, norms, *expected_caches, slots)
+    actual = rotary.rotary_store(qkv, shape, cos, sin, norms, *actual_caches, slots)
+    loose = {"rtol": 2 * tolerance(dtype)["rtol"], "atol": 3 * tolerance(dtype)["atol"]}
+    torch.testing.assert_close(actual, expected, **loose)
+    torch.testing.assert_close(actual_caches, expected_caches, **loose)
+
+
+def test_rotary_store_with_many_tokens_uses_larger_programs(device):
+    shape = HeadShape(4, 2, 16, 16)
+    qkv, angles = torch.randn(67, 8 * 16, device=device), torch.randn(67, 8, device=device)
+    slots = torch.randperm(80, device=device)[:67]
+    caches = [torch.zeros(81, 2, 16, device=device) for _ in range(4)]
+    expected = reference.rotary_store(qkv, shape, angles.cos(), angles.sin(), None, *caches[:2], slots)
+    actual = rotary.rotary_store(qkv, shape, angles.cos(), angles.sin(), None, *caches[2:], slots)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(caches[2:], caches[:2])
