@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lightllm import envs, logs
 from lightllm.cli.flags import ModelFlags, parse, settings_of
 from lightllm.cli.precheck import check_model
 from lightllm.config.settings import EngineSettings, SchedulerSettings, ServerSettings
@@ -26,6 +27,8 @@ def run(argv: Sequence[str]) -> int:
     settings = settings_of(flags.model, flags.engine, flags.scheduler, flags.server)
     check_model(settings.model)
 
-    from lightllm.launch import launch
+    from lightllm.launch import serve
 
-    return int(launch(settings) or 0)
+    level = envs.log_level()
+    logs.configure(level)
+    return serve(settings, log_level=level)
