@@ -144,8 +144,7 @@ class Child:
             return f"could not start: {self.last_words.message}"
         if status < 0:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else "unknown"
-            hint = "; perhaps the machine ran out of memory" if -status == signal.SIGKILL else ""
-            return f"was killed by signal {-status} ({name}){hint}"
+            return f"was killed by signal {-status} ({name})"
         return f"ended with exit code {status}"
 
     def _enter(self, state: State, now: float) -> None:

@@ -194,7 +194,8 @@ class Crew:
         else:
             self._tell_frontends(child)
         if self.restarting:
-            self._failed(child, child.trouble, healthy, now)
+            hint = " (did the machine run out of memory?)" if status == -signal.SIGKILL else ""
+            self._failed(child, child.trouble + hint, healthy, now)
         else:
             logger.debug("the %s left", child.spec.name)
 
@@ -202,7 +203,7 @@ class Crew:
         """Plan the next start, unless there is no use."""
         pause = child.backoff.failed(healthy)
         if not child.served_before:
-            self.failure = f"the server cannot start: the {child.spec.name} {reason}"
+            self.failure = f"the {child.spec.name} {reason}" + ("" if child.last_words else " before it was ready")
         elif child.backoff.exhausted:
             self.failure = f"the server gives up: the {child.spec.name} {reason}, failure {MOST_FAILURES} in a row"
         else:
