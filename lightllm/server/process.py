@@ -51,7 +51,7 @@ async def serve(
         listening_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = _Server(_config(app, frontend.settings.server))
     receiving = asyncio.create_task(_receive(frontend, inbox, server))
-    receiving.add_done_callback(lambda _: server.leave())
+    receiving.add_done_callback(lambda _: _end(frontend, server))
     try:
         await server.serve(sockets=[listening_socket])
     finally:
@@ -103,6 +103,12 @@ async def _receive(frontend: Frontend, inbox: Receiver[FrontendInbox], server: _
                 case Drain() if draining is None:
                     draining = asyncio.create_task(_drain(frontend, message.deadline_s))
                     draining.add_done_callback(lambda _: server.leave())
+
+
+def _end(frontend: Frontend, server: _Server) -> None:
+    """Nothing will be heard any more, so nobody may wait for it."""
+    frontend.fail_all(Draining("the server stopped"))
+    server.leave()
 
 
 async def _drain(frontend: Frontend, deadline_s: float) -> None:

@@ -142,11 +142,8 @@ class Frontend:
         """Sampling defaults of the model's generation_config.json."""
         return self.facts.get("generation_defaults") or {}
 
-    def check_available(self) -> None:
-        """Raise Draining or NotReady unless a new request can be taken."""
-        self._check_available()
-
-    def _check_available(self) -> Intake:
+    def check_available(self) -> Intake:
+        """What checks requests for the model that is up. Raises Draining or NotReady if nothing can be taken."""
         if self.draining:
             raise Draining("the server is shutting down and takes no new requests")
         for name, worker in self._workers.items():
@@ -214,7 +211,7 @@ class Frontend:
         arrival = time.monotonic() if arrival is None else arrival
         generation = Generation([len(prompt) for prompt in prompts], params.n, arrival, tally, self._abandon)
         try:
-            intake = self._check_available()
+            intake = self.check_available()
             self._check_room(len(prompts) * params.n)
             submits = [
                 submit

@@ -55,8 +55,9 @@ def sampling_params(
         **values,
     )
     if params.n > 1 and params.temperature < GREEDY_TEMPERATURE:
+        whose = "the default of this model" if fields.temperature is None else "as requested"
         raise InvalidRequest(
-            f"n must be 1 when temperature is 0, got {params.n}: greedy choices would be equal", param="n"
+            f"n must be 1 when temperature is 0, {whose}, got {params.n}: greedy choices would be equal", param="n"
         )
     return params
 
