@@ -129,17 +129,21 @@ def draw(logits: Tensor, best: Tensor, plan: DrawPlan) -> Tensor:
 
 
 def _draw_group(logits: Tensor, best: Tensor, plan: DrawPlan, group: DrawGroup) -> Tensor:
-    rows = slice(group.begin, group.end)
-    e = logits.sub_(best)
-    if group.temperature:
-        e.div_(plan.temperature.tensor[rows])
-    weights = weigh(e.exp_())  # [G, vocab]
-    _filter(e, weights, plan, group)
-    cumulative = weights.cumsum(dim=1)
+    cumulative = kept_weights(logits, best, plan, group).cumsum(dim=1)  # [G, vocab]
     total = cumulative[:, -1:]
-    target = torch.minimum((plan.uniforms.tensor[rows] * total).long(), total - 1)
+    target = torch.minimum((plan.uniforms.tensor[group.begin : group.end] * total).long(), total - 1)
     found = torch.searchsorted(cumulative, target, right=True)  # [G, 1]
     return found.clamp_(max=logits.shape[1] - 1).squeeze(1)
+
+
+def kept_weights(logits: Tensor, best: Tensor, plan: DrawPlan, group: DrawGroup) -> Tensor:
+    """Integer weights [G, vocab] of a group's logits [G, vocab], which are overwritten; 0 for what is filtered out."""
+    e = logits.sub_(best)
+    if group.temperature:
+        e.div_(plan.temperature.tensor[group.begin : group.end])
+    weights = weigh(e.exp_())
+    _filter(e, weights, plan, group)
+    return weights
 
 
 def _filter(e: Tensor, weights: Tensor, plan: DrawPlan, group: DrawGroup) -> None:
