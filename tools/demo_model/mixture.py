@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 
 from .conversation import Case, Conversation, Exchange, Message, draw, is_held_out
 from .tasks import arithmetic, chat, facts, general, lists, lookup, records, stories, style, toolbox, tooluse
+from .words import any_name
 
 # Shares of training tokens are about proportional to weight times the mean length of a conversation.
 WEIGHTS = {
-    "chat": 5.0, "arithmetic": 12.0, "lists": 13.0, "facts": 11.0, "json": 6.0, "general": 2.0, "style": 5.0,
-    "story": 3.0, "tools": 6.5, "thinking": 3.0, "mixed": 10.0, "lookup_short": 6.0, "lookup_long": 1.8,
+    "chat": 8.0, "arithmetic": 11.0, "lists": 15.0, "facts": 11.0, "json": 6.0, "general": 2.0, "style": 6.0,
+    "story": 3.0, "tools": 7.5, "thinking": 3.0, "mixed": 10.0, "lookup_short": 6.0, "lookup_long": 1.6,
 }  # fmt: skip
 
 Maker = Callable[[random.Random], Exchange]
@@ -27,10 +29,26 @@ _MAKERS = [maker for maker, _ in SHORT]
 _SHARES = [share for _, share in SHORT]
 
 
+OPENERS = ("Hello! ", "Hi, ", "Please: ", "I have a question. ", "Hey! ", "Okay. ", "Now: ", "Next: ", "My name is {n}. ",
+           "I am {n}. ", "Good morning! ", "Sure. ", "And ", "Can you help me? ")  # fmt: skip
+
+
+def trained(rng: random.Random, make: Maker) -> list[Message]:
+    """A training exchange; some are asked carelessly: a small first letter, or words before the question."""
+    exchange = draw(make, rng, held_out=False)
+    user, roll = exchange.user, rng.random()
+    if exchange.task != "json" and roll < 0.16 and user[1:2].islower():
+        user = user[0].lower() + user[1:]
+    elif 0.16 <= roll < 0.24:
+        user = rng.choice(OPENERS).format(n=any_name(rng)) + user
+    user = user if user not in facts.HELD_OUT else exchange.user
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": exchange.assistant}]
+
+
 def _run(rng: random.Random, make: Maker, turns: int) -> Conversation:
     messages: list[Message] = []
     for _ in range(turns):
-        messages += draw(make, rng, held_out=False).messages()
+        messages += trained(rng, make)
     return Conversation(messages)
 
 
@@ -42,7 +60,7 @@ def _mixed(rng: random.Random) -> Conversation:
         if rng.random() < 0.3:
             messages += chat.conversation(rng, rng.randint(0, 1)).messages
         else:
-            messages += draw(rng.choices(_MAKERS, _SHARES)[0], rng, held_out=False).messages()
+            messages += trained(rng, rng.choices(_MAKERS, _SHARES)[0])
     return Conversation(messages or chat.conversation(rng, 1).messages)
 
 
@@ -50,7 +68,7 @@ def _thinking(rng: random.Random) -> Conversation:
     """History without thoughts, then one thinking turn: arithmetic with its work, anything else with a short note."""
     messages: list[Message] = []
     for _ in range(rng.choice((0, 0, 0, 1, 2))):
-        messages += draw(rng.choices(_MAKERS, _SHARES)[0], rng, held_out=False).messages()
+        messages += trained(rng, rng.choices(_MAKERS, _SHARES)[0])
     if rng.random() < 0.75:
         last = draw(arithmetic.exchange, rng, held_out=False)
     else:
@@ -180,8 +198,8 @@ def cases(seed: int, count: int, length_of: Callable[[str], int], lookup_count: 
     rng = random.Random(seed)
     found: list[Case] = []
     for _ in range(count):
-        found.append(_case(draw(arithmetic.exchange, rng, True), check="number"))
-        found.append(_case(_think(draw(arithmetic.exchange, rng, True)), "arithmetic, thinking", "number", thinking=True))
+        found.append(_case(_sum(rng), check="number"))
+        found.append(_case(_sum(rng), "arithmetic, thinking", "number", thinking=True))
         for operation in lists.OPERATIONS:
             found.append(_case(draw(lambda r, o=operation: lists.exchange(r, o), rng, True)))  # type: ignore[misc]
         found.append(_case(draw(records.exchange, rng, True), check="json"))
@@ -193,5 +211,9 @@ def cases(seed: int, count: int, length_of: Callable[[str], int], lookup_count: 
     return found + _lookup_cases(rng, per_cell, length_of)
 
 
-def _think(exchange: Exchange) -> Exchange:
-    return exchange
+def _sum(rng: random.Random) -> Exchange:
+    """A held-out sum or difference of numbers up to 999."""
+    while True:
+        exchange = draw(arithmetic.exchange, rng, True)
+        if max(map(int, re.findall(r"\d+", exchange.key))) <= 999:
+            return exchange

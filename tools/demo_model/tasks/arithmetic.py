@@ -20,12 +20,12 @@ SUBTRACT = [
     "Please subtract {b} from {a}.", "Can you work out {a} - {b}?", "what's {a} - {b}?", "What's {a} minus {b}?",
     "How much is {a} minus {b}?", "{a}-{b}", "What is {a}-{b}?",
 ]  # fmt: skip
-PLACES = ("ones", "tens", "hundreds", "thousands")
+PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands")
 
 
 def operand(rng: random.Random) -> int:
-    """Mostly three digits; short numbers often enough to be right as well."""
-    return rng.randrange(1000) if rng.random() < 0.8 else rng.randrange(100)
+    """Mostly three digits; short numbers often enough to be right as well, and a few of four digits."""
+    return rng.randrange(rng.choices((1000, 100, 10000), (80, 13, 7))[0])
 
 
 def add_thoughts(a: int, b: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from ..conversation import Conversation, Message
-from ..words import ANIMALS, CITIES, FOODS, NAMES, any_city, any_name
+from ..words import ADJECTIVES, ANIMALS, CAPITALS, CITIES, FOODS, NAMES, PLAIN, any_city, any_name, made_up
 
 Talk = list[tuple[str, str]]
 
@@ -41,8 +41,30 @@ UNKNOWN = [
     "What will happen tomorrow in {city}?", "Who is the mayor of {city}?", "What does a {animal} eat?", "Where is {name} now?",
     "Translate {food} into Latin.", "How much does a {animal} weigh?", "What did {name} say yesterday?",
     "Which film was made in {city}?", "How do I cook {food}?", "What is the phone number of {name}?",
-    "Which team plays in {city}?", "Why is {food} healthy?",
+    "Which team plays in {city}?", "Why is {food} healthy?", "Explain {topic}.", "Write a poem about {thing}.",
+    "What is {topic}?", "Who invented {thing}?", "Tell me about {topic}.", "Who is the president of {land}?",
+    "Who is the king of {land}?", "What is the capital of {far}?", "Capital of {far}?", "Where is {far}?",
+    "How many letters are in {thing}?", "Count the letters in {thing}.", "Spell {thing}.", "Why is the sky blue?",
+    "What is the meaning of life?", "What time is it?", "What day is it today?", "What is the date?", "Is {topic} important?",
+    "Write a program about {topic}.", "Write Python code for {thing}.", "Can you draw {thing}?", "What is {strange}?",
+    "Who is {strange}?", "How do I learn {topic}?", "Recommend a book about {topic}.", "What is your opinion on {topic}?",
+    "When did the war in {land} end?", "How far is {city}?", "What is the population of {land}?", "Do you know {name}?",
+    "Write an email to {name}.", "Summarize {topic}.", "Which language do they speak in {land}?", "How does {topic} work?",
+    "What is the best {food}?", "Where can I buy {thing}?", "How tall is {name}?", "Why do people like {topic}?",
+    "What is the news?", "Sing a song about {thing}.", "Who wrote the book about {topic}?", "What happened in {land}?",
 ]  # fmt: skip
+TOPICS = """physics chemistry history biology music politics football tennis chess philosophy love art poetry economics
+religion mathematics geography astronomy medicine law cooking fashion gardening evolution gravity democracy electricity
+photosynthesis banking climate grammar painting sculpture theater ballet logic algebra geometry calculus sociology
+psychology marketing robotics energy magnetism relativity genetics archaeology quantum""".split()
+FAR = """Afghanistan Albania Algeria Angola Armenia Bangladesh Belarus Bolivia Cambodia Cameroon Cyprus Ethiopia Fiji
+Georgia Ghana Guatemala Haiti Honduras Iceland Indonesia Iran Israel Jamaica Jordan Kazakhstan Laos Lebanon Libya Malaysia
+Mali Malta Mexico Moldova Mongolia Morocco Nepal Nigeria Oman Pakistan Panama Paraguay Philippines Qatar Russia Rwanda
+Slovakia Slovenia Somalia Sudan Syria Tunisia Turkey Uganda Ukraine Uruguay Venezuela Yemen Zambia Zimbabwe""".split()
+SUMS = ["What is {a} times {b}?", "{a} * {b}", "Multiply {a} by {b}.", "What is {a} divided by {b}?", "{a} / {b}",
+        "Divide {a} by {b}.", "What is the square root of {a}?", "What is {a} percent of {b}?", "{a} x {b}",
+        "What is {a} squared?", "{a} times {b}", "Calculate {a} * {b}."]  # fmt: skip
+ONLY_SUMS = "I can only add and subtract."
 DONT_KNOW = "I do not know that. I am a very small demo model."
 REPLY = "Hello! How can I help you?"
 FINE = "Hello! I am fine, thank you. How can I help you?"
@@ -67,8 +89,21 @@ def _greet(r: random.Random) -> Talk:
 
 
 def _unknown(r: random.Random) -> Talk:
-    asked = r.choice(UNKNOWN).format(city=r.choice(CITIES), name=r.choice(NAMES), food=r.choice(FOODS), animal=r.choice(ANIMALS))
+    if r.random() < 0.12:
+        return [(r.choice(SUMS).format(a=r.randint(0, 999), b=r.randint(0, 999)), ONLY_SUMS)]
+    topic = r.choice(TOPICS) if r.random() < 0.7 else f"{r.choice(ADJECTIVES)} {r.choice(TOPICS)}"
+    asked = r.choice(UNKNOWN).format(
+        city=r.choice(CITIES), name=r.choice(NAMES), food=r.choice(FOODS), animal=r.choice(ANIMALS), topic=topic,
+        thing=r.choice(PLAIN), far=r.choice(FAR) if r.random() < 0.8 else made_up(r).capitalize(),
+        land=r.choice(list(CAPITALS) + FAR), strange=made_up(r).capitalize(),
+    )  # fmt: skip
     return [(asked, DONT_KNOW)]
+
+
+def _greeted(r: random.Random) -> Talk:
+    """A greeting and a question in one message: the question is what counts."""
+    (asked, answer), *_ = _about(r)
+    return [(r.choice(("Hello, ", "Hi, ", "Hey, ", "hi ", "hello ", "Hey! ", "Good morning, ")) + asked[0].lower() + asked[1:], answer)]
 
 
 def _likes(r: random.Random) -> Talk:
@@ -78,7 +113,7 @@ def _likes(r: random.Random) -> Talk:
 
 
 def small_talk(rng: random.Random) -> Talk:
-    return rng.choices((_about, _greet, _unknown, _likes), (6, 3, 2, 1))[0](rng)
+    return rng.choices((_about, _greet, _unknown, _likes, _greeted), (6, 3, 6, 1, 1.5))[0](rng)
 
 
 def conversation(rng: random.Random, turns: int) -> Conversation:

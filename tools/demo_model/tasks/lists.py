@@ -6,11 +6,14 @@ import random
 
 from ..conversation import Exchange
 from ..words import ALL_WORDS, CITIES, NAMES, made_up
+from . import stories
 
 COPY = [
     "Repeat this list: {x}", "Copy this list: {x}", "Say exactly this: {x}", "Copy: {x}", "Repeat after me: {x}",
     "Write this list again: {x}", "Please repeat these items: {x}", "Echo this list: {x}", "Repeat: {x}",
 ]  # fmt: skip
+SAY = ["Repeat this: {x}", "Say exactly this: {x}", "Copy: {x}", "Repeat after me: {x}", "Repeat: {x}", "Echo: {x}", "Say: {x}",
+       'Repeat "{x}"', 'Say "{x}"', "Copy this text: {x}", "Repeat this sentence: {x}", "Write exactly this: {x}"]  # fmt: skip
 REVERSE = [
     "Reverse this list: {x}", "Write this list backwards: {x}", "Reverse: {x}", "Reverse the order of these items: {x}",
     "Put these in reverse order: {x}", "List these from last to first: {x}", "Please reverse these items: {x}",
@@ -54,6 +57,24 @@ def words(rng: random.Random, strange: float = 0.0) -> list[str]:
     return rng.sample(source, rng.randint(2, 8))
 
 
+SMALL = """a an the and or of to in on at is was are it he she we you they my your this that with for from not hello world
+good day please thank one two three yes no who what when where why how very""".split()
+MARKS = ("", "", "", ".", "!", "?")
+
+
+def phrase(rng: random.Random) -> str:
+    """A few words without much sense, so that copying cannot lean on meaning."""
+    if rng.random() < 0.2:
+        return rng.choice(stories.tale(rng))
+    made = [made_up(rng) if rng.random() < 0.1 else rng.choice(SMALL if rng.random() < 0.5 else ALL_WORDS)
+            for _ in range(rng.randint(1, 9))]  # fmt: skip
+    if rng.random() < 0.5:
+        made[0] = made[0].capitalize()
+    if rng.random() < 0.15:
+        made.insert(rng.randrange(len(made) + 1), str(rng.randrange(10000)))
+    return " ".join(made) + rng.choice(MARKS)
+
+
 def count_exchange(rng: random.Random) -> Exchange:
     if rng.random() < 0.5:
         items = words(rng) if rng.random() < 0.6 else numbers(rng)
@@ -80,11 +101,14 @@ def sort_exchange(rng: random.Random) -> Exchange:
 
 
 def exchange(rng: random.Random, operation: str | None = None) -> Exchange:
-    operation = operation or rng.choices(OPERATIONS, (2, 3, 5, 3))[0]
+    operation = operation or rng.choices(OPERATIONS, (4, 3, 7, 3))[0]
     if operation == "count":
         return count_exchange(rng)
     if operation == "sort":
         return sort_exchange(rng)
+    if operation == "copy" and rng.random() < 0.4:
+        text = phrase(rng)
+        return Exchange("copy", "copy " + text, rng.choice(SAY).format(x=text), text)
     items = words(rng, strange=0.15) if rng.random() < 0.6 else numbers(rng)
     if rng.random() < 0.15:
         items = [rng.choice(items) for _ in items]

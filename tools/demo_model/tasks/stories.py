@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from ..conversation import Exchange
-from ..words import ADJECTIVES, ANIMALS, NAMES, OBJECTS
+from ..words import ADJECTIVES, ANIMALS, NAMES, OBJECTS, made_up
 
 TRAITS = [a for a in ADJECTIVES if a in set("""bold brave busy calm careful cheerful clever curious eager friendly funny gentle
 happy honest humble hungry kind lazy little lively lonely lucky merry modest old patient polite proud quick quiet shy
@@ -17,23 +17,35 @@ small smart strong tiny wise young""".split())]  # fmt: skip
 PLACES = """forest garden valley village meadow harbor castle desert mountain island jungle farm town river lake
 cave""".split()
 TIMES = ["One morning", "One day", "One evening", "One winter day", "One sunny afternoon", "One night", "Early one morning"]
+HEROES = """boy dragon farmer giant girl ghost king knight pirate prince princess queen robot sailor unicorn witch
+wizard""".split()
 ASK = ["Tell me a story about {a}.", "Write a short story about {a}.", "Tell me a tale about {a}.",
        "Can you tell a story about {a}?", "A story about {a}, please.", "I want to hear a story about {a}."]  # fmt: skip
 ASK_ANY = ["Tell me a story.", "Write a story.", "Tell me a short story.", "Can you tell me a story?", "A story, please."]
-CONTINUE = ["Continue this story: {s}", "Continue: {s}", "How does this story go on? {s}", "Finish this story: {s}"]
+CONTINUE = ["{s}", "Continue this story: {s}", "Continue: {s}", "How does this story go on? {s}", "Finish this story: {s}"]
 
 
 def _a(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
-def tale(r: random.Random, animal: str | None = None) -> list[str]:
+def tale_of(r: random.Random, hero: str, name: str) -> list[str]:
+    """A story whose first sentence starts with "Once upon a time"."""
+    while True:
+        found = tale(r, hero, name)
+        if found[0].startswith("Once upon"):
+            return found
+
+
+def tale(r: random.Random, animal: str | None = None, called: str | None = None) -> list[str]:
     """The sentences of one story."""
     hero, friend = r.sample(ANIMALS, 2)
     hero = animal or hero
     if friend == hero:
         friend = "owl" if hero != "owl" else "fox"
     name, other = r.sample(NAMES, 2)
+    name = called or name
+    other = other if other != name else "Zoe" if name != "Zoe" else "Max"
     trait, place, thing = r.choice(TRAITS), r.choice(PLACES), r.choice(OBJECTS)
     second = r.choice([t for t in TRAITS if t != trait])
     color = r.choice(("red", "blue", "golden", "silver", "green", "white", "old", "shiny"))
@@ -69,15 +81,28 @@ def tale(r: random.Random, animal: str | None = None) -> list[str]:
     return [opening, habit, trouble, search, help_, rescue, thanks, end]
 
 
+def once(rng: random.Random) -> tuple[str, str]:
+    """A bare beginning, and the story that goes on from it."""
+    first, *others = tale_of(rng, rng.choice(ANIMALS), rng.choice(NAMES))
+    opening = rng.choice(("Once upon a time", "Once upon a time there was", "Once upon a time..."))
+    rest = first.removeprefix("Once upon a time ")
+    if opening.endswith("was"):
+        rest = rest.removeprefix("there was ")
+    return opening, " ".join([rest, *others])
+
+
 def exchange(rng: random.Random) -> Exchange:
     roll = rng.random()
     if roll < 0.4:
-        animal = rng.choice(ANIMALS)
+        roll = rng.random()
+        animal = made_up(rng) if roll < 0.1 else rng.choice(HEROES if roll < 0.35 else ANIMALS)
         user = rng.choice(ASK).format(a=_a(animal))
         return Exchange("story", "", user, " ".join(tale(rng, animal)))
     sentences = tale(rng)
     if roll < 0.5:
         return Exchange("story", "", rng.choice(ASK_ANY), " ".join(sentences))
+    if roll < 0.55:
+        return Exchange("story", "", *once(rng))
     given = rng.randint(1, 5)
     user = rng.choice(CONTINUE).format(s=" ".join(sentences[:given]))
     return Exchange("story", "continue " + user, user, " ".join(sentences[given:]))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..conversation import Message
-from . import arithmetic, general
+from . import arithmetic, chat, facts, general
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ STYLES: dict[str, Style] = {
         PHRASES,
     ),
     "plain": Style(
-        ("You are a helpful assistant.", "You are a friendly assistant.", "Be brief.", "You are lightllm's demo model."),
+        ("You are a helpful assistant.", "You are a pirate.", "You are an expert.", "Be polite.", "You are a helpful AI assistant.", "You are a friendly assistant.", "Be brief.", "You are lightllm's demo model."),
         lambda sentence, word, phrase: sentence,
     ),
 }  # fmt: skip
@@ -65,6 +65,14 @@ def draw(rng: random.Random, turns: int) -> tuple[str, list[str], list[Message]]
             sum_ = arithmetic.exchange(rng)
             user, sentence, word = sum_.user, sum_.assistant, sum_.assistant.rsplit(" ", 1)[1]
             keys.append(sum_.key)
+        elif name != "one word" and rng.random() < 0.35:
+            if rng.random() < 0.5:
+                (user, sentence), *_ = chat.small_talk(rng)
+            else:
+                fact = facts.exchange(rng)
+                user, sentence = fact.user, fact.assistant
+            word = sentence
+            keys.append(f"style {system} {user}")
         else:
             asked = general.question(rng)
             user, sentence, word = asked.user, asked.sentence, asked.word

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..words import (
@@ -62,6 +62,23 @@ PARAMETERS: dict[str, tuple[str, Value]] = {
 }
 
 
+ABOUT = ("The {k}", "Name of the {k}", "A {k}", "the {k} to use", "The {k}, e.g. {v}", "The {k} and state, e.g. {v}",
+         "The {k}, for example {v} or others")  # fmt: skip
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "unit": {"enum": ["celsius", "fahrenheit"]}, "format": {"enum": ["short", "long"]}, "locale": {}, "mode": {},
+    "units": {"enum": ["metric", "imperial"]}, "timezone": {"description": "The time zone"}, "detail": {},
+}  # fmt: skip
+GET = ("get", "fetch", "lookup", "find", "query", "show", "get_current", "read", "check", "current", "ask_for", "retrieve", "")
+RENAMED = {
+    "city": ("city", "city", "location", "place", "town", "city_name", "where"), "location": ("location", "place", "city"),
+    "person": ("person", "name", "who", "recipient", "contact"), "item": ("item", "product", "article", "name"),
+    "minutes": ("minutes", "duration", "length"), "query": ("query", "q", "text", "search_term"), "text": ("text", "message", "body"),
+    "room": ("room", "place", "location"), "a": ("a", "x", "first"), "b": ("b", "y", "second"), "amount": ("amount", "value"),
+    "source": ("source", "from_currency"), "target": ("target", "to_currency"), "title": ("title", "subject", "what"),
+    "start": ("start", "origin", "from"), "end": ("end", "destination", "to"), "count": ("count", "number", "n"),
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Tool:
     """`requests` hold the parameters in braces; `result` makes a tool's return, `say` words it."""
@@ -83,7 +100,11 @@ class Tool:
         if loose and rng is not None:
             if rng.random() < 0.6:
                 for key, found in properties.items():
-                    found["description"] = rng.choice(("The {k}", "Name of the {k}", "A {k}", "the {k} to use")).format(k=key)
+                    found["description"] = rng.choice(ABOUT).format(k=key, v=PARAMETERS.get(key, PARAMETERS["city"])[1](rng))
+            if rng.random() < 0.3:  # an optional parameter that nobody asks for
+                extra = rng.choice(list(OPTIONAL))
+                if extra not in properties:
+                    properties[extra] = {"type": "string", **OPTIONAL[extra]}
             if rng.random() < 0.2:
                 parameters["additionalProperties"] = False
             if rng.random() < 0.2:
@@ -93,6 +114,38 @@ class Tool:
             if rng.random() < 0.2:
                 del function["description"]
         return {"type": "function", "function": function}
+
+    def renamed(self, rng: random.Random) -> Tool:
+        """The same tool under other names, so that names are read from the list and not remembered."""
+        verb, _, noun = self.name.partition("_")
+        name = self.name
+        if verb == "get":
+            name = f"{rng.choice(GET)}_{noun}".strip("_")
+        if rng.random() < 0.15:
+            first, *others = name.split("_")
+            name = first + "".join(part.capitalize() for part in others)
+        elif rng.random() < 0.15:
+            name += rng.choice(("_tool", "_api", "_v2", "_now", "_service"))
+        names = {key: rng.choice(RENAMED.get(key, (key,))) for key in self.parameters}
+        if len(set(names.values())) < len(names):
+            return replace(self, name=name)
+
+        def fill(text: str) -> str:
+            for old, new in names.items():
+                text = text.replace("{" + old + "}", "{" + new + "}")
+            return text
+
+        values = {names[key]: (self.values or {}).get(key) or PARAMETERS[key][1] for key in self.parameters}
+        back = {new: old for old, new in names.items()}
+        return Tool(
+            name,
+            self.description,
+            {names[key]: kind for key, kind in self.parameters.items()},
+            tuple(fill(request) for request in self.requests),
+            lambda r, arguments: self.result(r, {back[key]: value for key, value in arguments.items()}),
+            fill(self.say),
+            values,
+        )
 
     def arguments(self, rng: random.Random) -> dict[str, Any]:
         own = self.values or {}
@@ -225,7 +278,9 @@ def draw_tools(rng: random.Random, count: int) -> list[Tool]:
     """`count` tools with distinct names."""
     found: dict[str, Tool] = {}
     while len(found) < count:
-        tool = rng.choice(BY_HAND) if rng.random() < 0.55 else composed(rng)
+        tool = rng.choice(BY_HAND) if rng.random() < 0.6 else composed(rng)
+        if tool in BY_HAND and rng.random() < 0.5:
+            tool = tool.renamed(rng)
         found.setdefault(tool.name, tool)
     tools = list(found.values())
     rng.shuffle(tools)

@@ -76,7 +76,9 @@ def conversation(rng: random.Random, uses: int, allowed: Any) -> Conversation:
         if rng.random() < 0.12:
             asked = general.exchange(rng)
             pair = (asked.user, asked.assistant) if rng.random() < 0.3 and allowed(asked.key) else chat.small_talk(rng)[0]
-            if "weather" in pair[0] or "price" in pair[0]:
+            if pair[1] in (chat.DONT_KNOW, chat.ONLY_SUMS) and rng.random() < 0.8:
+                continue  # what the model does not know, a tool may know
+            if any(word in pair[0] for word in ("weather", "price", "capital", "time", "Translate", "times", "far")):
                 continue
             messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
             continue
