@@ -161,7 +161,8 @@ def _operation(operation: Operation, by_type: dict[Any, Any], guarded: bool) -> 
     if operation.response is not None:
         content[JSON] = {"schema": by_type[operation.response]}
     if operation.streams is not None:
-        content[EVENTS] = {"schema": _event_schema(by_type[operation.streams])}
+        ends = operation.path.startswith("/v1/")
+        content[EVENTS] = {"schema": _event_schema(by_type[operation.streams], ends_with_done=ends)}
     if operation.text is not None:
         content[operation.text] = {"schema": {"type": "string"}}
     described: dict[str, Any] = {
@@ -179,15 +180,13 @@ def _operation(operation: Operation, by_type: dict[Any, Any], guarded: bool) -> 
     return described
 
 
-def _event_schema(schema: Any) -> dict[str, Any]:
-    """One server-sent event whose data is JSON text."""
-    data = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
-    return {
-        "type": "object",
-        "description": "The form of each event. An error may come last; the OpenAI routes end with [DONE].",
-        "required": ["data"],
-        "properties": {"data": data},
-    }
+def _event_schema(schema: Any, *, ends_with_done: bool) -> dict[str, Any]:
+    """One server-sent event: JSON text, of which the last may be an error; then the end mark of the OpenAI routes."""
+    either = {"anyOf": [schema, {"$ref": _REF.format(name="ErrorResponse")}]}
+    data: dict[str, Any] = {"type": "string", "contentMediaType": JSON, "contentSchema": either}
+    if ends_with_done:
+        data = {"anyOf": [data, {"const": "[DONE]"}]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _errors(operation: Operation, guarded: bool) -> dict[str, Any]:
