@@ -133,7 +133,10 @@ def _repeated(row: Int64, num_samples: int) -> Int64:
 
 
 class Conservative(Sampler):
-    """Every request uses all of its max_tokens: no preemption ever, at the price of idle memory."""
+    """Every request uses all of its max_tokens: no preemption ever, at the price of idle memory.
+
+    Where max_tokens are the true lengths, as a simulation may have them, this is the oracle.
+    """
 
     def remaining(self, load: Load, num_samples: int) -> Int64:
         return _repeated(load.allowed, num_samples)

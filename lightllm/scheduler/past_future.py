@@ -12,14 +12,15 @@ memory at that time has
 
 and the peak is the maximum over a grid of t of E(t) + z sqrt(V(t)): the limit of infinitely many samples, with a
 quantile where the artifact takes the maximum of a few. The margin z is steered online to a rate of preemptions per
-finished request, the rule of adaptive conformal inference (Gibbs and Candes, 2021):
+finished request, by the rule of adaptive conformal inference (Gibbs and Candes, 2021):
 
-    z <- z + step * (preempted - target * finished)
+    z <- z + step * (e - target)        at each end of a request; e is 1 if any was preempted since the last, else 0
 """
 
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +92,8 @@ class PastFuture:
         self._survival: Survival | None = None
         self._fitted_at = 0
         self._longest = 1
-        self.margin = _FIRST_MARGIN
+        self._margin = _FIRST_MARGIN
+        self._evicted = False
 
     def capacity(self, total: int) -> int:
         return total
@@ -100,17 +102,23 @@ class PastFuture:
         return CurveForecast(self._curve(load.generated), load, self.margin)
 
     def expected_output(self, generated: int, allowed: int, tenant: int) -> float:
-        if self._survival is None:
-            return float(allowed)
-        return self._survival.mean_remaining(generated, allowed)
+        curve = self._curve(np.empty(0, np.int64)) if self._survival is None else self._survival
+        return curve.mean_remaining(generated, allowed)
 
     def on_finish(self, ended: Ended) -> None:
         censored = not ended.by_itself or ended.output_len >= ended.limit
         self._history.add(ended.output_len, censored=censored)
-        self.margin = max(_LEAST_MARGIN, self.margin - _MARGIN_STEP * self._target)
+        moved = self._margin + _MARGIN_STEP * (self._evicted - self._target)
+        self._margin = min(max(moved, _LEAST_MARGIN), _MOST_MARGIN)
+        self._evicted = False
 
     def on_evict(self) -> None:
-        self.margin = min(_MOST_MARGIN, self.margin + _MARGIN_STEP * (1.0 - self._target))
+        self._evicted = True
+
+    @property
+    def margin(self) -> float:
+        """Standard deviations to keep free: steered by evictions, and more while little is known."""
+        return self._margin + _COLD_MARGIN * 0.5 ** (self._history.num_seen / 16)
 
     def on_submit(self, limit: int) -> None:
         if limit > self._longest:
@@ -126,10 +134,11 @@ class PastFuture:
         return self._survival
 
 
-_FIRST_MARGIN = 2.0
+_FIRST_MARGIN = 3.0
+_COLD_MARGIN = 1.0
 _LEAST_MARGIN = 0.0
-_MOST_MARGIN = 6.0
-_MARGIN_STEP = 0.1
+_MOST_MARGIN = 5.0
+_MARGIN_STEP = 0.2
 _REFITS = 32
 
 
@@ -143,17 +152,20 @@ class CurveForecast:
         self._times = _grid(len(survival.table) * survival.resolution)
         self._mean, self._variance = self._moments(load)
         self._with_newcomer = load, self._mean, self._variance
+        self._worst: float | None = None
 
     def peak_with(self, newcomer: Load) -> float:
         mean, variance = self._moments(newcomer)
         load, mean, variance = self._load.plus(newcomer), self._mean + mean, self._variance + variance
         self._with_newcomer = load, mean, variance
         peak = float((mean + self._margin * np.sqrt(variance)).max())
-        worst = load_peak(load, load.allowed[None, :])[0]  # what no outcome can pass
-        return min(peak, float(worst))
+        if self._worst is None:
+            self._worst = _worst_peak(self._load)
+        return peak if self._worst >= peak else min(peak, _worst_peak(load))
 
     def accept(self) -> None:
         self._load, self._mean, self._variance = self._with_newcomer
+        self._worst = None
 
     def _moments(self, load: Load) -> tuple[Float64, Float64]:
         """Mean and variance [T] of what `load` holds at each time of the grid."""
@@ -169,6 +181,12 @@ class CurveForecast:
         return mean, variance
 
 
+def _worst_peak(load: Load) -> float:
+    """What no outcome can pass: everyone uses all of its limit."""
+    return float(load_peak(load, load.allowed[None, :])[0])
+
+
+@lru_cache(maxsize=64)
 def _grid(longest: int) -> Int64:
     """Times 0, 1, ... `longest` that grow by a sixth from one to the next."""
     last = max(longest, 2)

@@ -1,10 +1,12 @@
 """Who leaves when memory runs out.
 
-The oldest request always stays, so somebody always advances and everybody becomes the oldest in the end. Among the
-others a request that was preempted less often goes first, so that the burden goes round; then
+The oldest request always stays, so somebody always advances and everybody becomes the oldest in the end. Nobody is
+sent away more than three times while somebody else can go.
 
     newest     the one that came last
-    cheapest   the one with the fewest tokens to compute again: what others keep in the prefix tree costs nothing
+    cheapest   of those whose leaving makes room for the next 64 steps (or, failing that, of all) the one with the
+               fewest tokens to compute again: what others keep in the prefix tree costs nothing. One that was
+               preempted before goes first: it has missed its targets already, so nobody else need miss theirs.
 
 A request whose leaving would free nothing is no candidate unless all are like that.
 """
@@ -20,6 +22,9 @@ from lightllm.memory.token_memory import TokenMemory
 from lightllm.scheduler.lengths import Lengths
 from lightllm.scheduler.request import Request
 
+MOST_PREEMPTIONS = 3
+_HORIZON = 64
+
 
 def choose_victim(
     running: Sequence[Request], spared: set[int], memory: TokenMemory, lengths: Lengths, order: PreemptionName
@@ -30,12 +35,16 @@ def choose_victim(
     if not eligible:
         return None
     index = np.array([request.index for request in eligible], np.int64)
-    private = lengths.computed[index] - lengths.matched[index]
-    freed = memory.exclusive(index) + private
-    if freed.any():
-        eligible = [request for request, count in zip(eligible, freed.tolist(), strict=True) if count]
-        freed = freed[freed > 0]
-    if order == "newest":
-        return max(eligible, key=lambda r: r.serial)
-    cost = dict(zip((r.serial for r in eligible), freed.tolist(), strict=True))
-    return min(eligible, key=lambda r: (r.num_preemptions, cost[r.serial], -r.serial))
+    freed = memory.exclusive(index) + lengths.computed[index] - lengths.matched[index]
+    wanted = _HORIZON * len(running)
+
+    def rank(candidate: tuple[Request, int]) -> tuple[bool, bool, bool, bool, int, int]:
+        request, count = candidate
+        worn_out = request.num_preemptions >= MOST_PREEMPTIONS
+        if order == "newest":
+            return count == 0, worn_out, False, False, 0, -request.serial
+        enough = count >= wanted
+        cost = count if enough else -count
+        return count == 0, worn_out, request.num_preemptions == 0, not enough, cost, -request.serial
+
+    return min(zip(eligible, freed.tolist(), strict=True), key=rank)[0]

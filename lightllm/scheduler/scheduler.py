@@ -34,6 +34,8 @@ from lightllm.scheduler.results import Counters, logprob_entries, prompt_entries
 
 _MOST_MISFITS = 4
 """Requests that are asked for in one pass though an earlier one did not fit: bounds the time of a step."""
+_PATIENT_STEPS = 8
+"""Steps until a refused request is tried again though nobody has come or gone."""
 
 
 class Scheduler:
@@ -83,7 +85,11 @@ class Scheduler:
         self._tenants: dict[str, int] = {}
         self._num_submitted = 0
         self._next_step = 0
+        self._events = 0
+        self._refusal = (-1, 0)
         self.counters = Counters()
+        self.preempted: deque[int] = deque(maxlen=1000)
+        """Ids of the requests preempted last; whoever reads them clears them."""
 
     # -- what came in ----------------------------------------------------------------------------------------
 
@@ -92,6 +98,7 @@ class Scheduler:
         tenant = self._tenants.setdefault(submit.tenant, len(self._tenants))
         request = Request(submit, self._num_submitted, self._lengths, tenant)
         self._num_submitted += 1
+        self._events += 1
         assert request.prompt_len > 0 and request.max_len <= min(self._max_len, self.memory.total)
         self._requests[request.request_id] = request
         self._estimator.on_submit(submit.max_tokens)
@@ -228,7 +235,7 @@ class Scheduler:
         """Let waiting requests in, in the policy's order, while rows, room and the future peak allow."""
         if not len(self._policy) or room <= 0:
             return
-        if self._running and self._next_step % self._settings.admission_interval:
+        if self._running and (self._next_step % self._settings.admission_interval or self._refused_lately()):
             return
         self._admission.begin(np.array([request.index for request in self._running.values()], np.int64))
         misfits: list[Request] = []
@@ -239,6 +246,7 @@ class Scheduler:
                 continue
             if not self._fits(request):
                 misfits.append(request)
+                self._refusal = self._events, self._next_step
                 if self._must_wait_for(misfits):
                     return
                 continue
@@ -249,6 +257,11 @@ class Scheduler:
             if misfits and self._must_wait_for(misfits):
                 return
 
+    def _refused_lately(self) -> bool:
+        """Whether somebody was refused a few steps ago and nobody has come or gone since."""
+        events, step = self._refusal
+        return events == self._events and self._next_step - step < _PATIENT_STEPS
+
     def _fits(self, request: Request) -> bool:
         """Whether the future peak leaves room for `request`; one alone always fits."""
         fits = self._admission.fits(request, self._residence.matchable(request), self._prompts())
@@ -257,7 +270,7 @@ class Scheduler:
     def _must_wait_for(self, misfits: list[Request]) -> bool:
         """Whether nobody may be admitted any more past those that did not fit."""
         allowed = self._settings.overtaking
-        worn_out = any(request.num_overtaken >= allowed for request in misfits)
+        worn_out = any(request.num_overtaken >= allowed or request.num_preemptions for request in misfits)
         return self._policy.strict or worn_out or len(misfits) >= _MOST_MISFITS
 
     def _open(self, request: Request, now: float) -> None:
@@ -329,7 +342,7 @@ class Scheduler:
         tokens = result.token_ids[alive[launched.sampled]]
         valued = lengths.valued[indices]
         lengths.valued[indices] = valued + 1
-        at_eos = np.isin(tokens, self._eos) & lengths.stops_at_eos[indices]
+        at_eos = (tokens[:, None] == self._eos).any(axis=1) & lengths.stops_at_eos[indices]
         may_end = at_eos | lengths.has_stops[indices] | (valued + 1 >= lengths.limit[indices])
         requests = [launched.requests[place] for place in chosen.tolist()]
         self._policy.on_tokens(requests, now)
@@ -489,6 +502,7 @@ class Scheduler:
         self._requeue(victim, now, trusted=True)
         victim.num_preemptions += 1
         self.counters.num_preemptions += 1
+        self.preempted.append(victim.request_id)
         self._estimator.on_evict()
         return True
 
@@ -500,6 +514,7 @@ class Scheduler:
 
     def _leave(self, request: Request, *, trusted: bool) -> None:
         """Stop running. Prompts that counted on this one's prefix must not count on it any more."""
+        self._events += 1
         if request.state is State.PREFILL:
             self._lengths.promised[self._indices()] = 0
         self._residence.release(request, trusted=trusted)

@@ -6,7 +6,7 @@ finish are the short ones. The product-limit estimator (Kaplan and Meier, 1958) 
 
     S(l) = product over lengths x < l of ( 1 - ended(x) / at_risk(x) )      S(l) = P(length >= l)
 
-Before anything ended a log-uniform prior stands in with the weight of a few requests, and fades as they end.
+Before anything ended a broad prior stands in with the weight of a few requests, and fades as they end.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Survival:
         """Expected further tokens of a request that has `generated` and may have `allowed` more."""
         first = min(generated // self.resolution, len(self.table) - 1)
         tail = self.table[first : (generated + allowed) // self.resolution + 1]
-        return min(float(tail.sum() / max(tail[0], 1e-12)) * self.resolution, float(allowed))
+        return min(float(tail.sum() / max(tail[0], 1e-12) - 0.5) * self.resolution, float(allowed))
 
 
 def fit_survival(history: LengthHistory, running: Int64, longest: int) -> Survival:
@@ -85,9 +85,10 @@ def _bins(lengths: Int64, resolution: int, num_bins: int) -> Int64:
 
 
 def _prior(num_ended: int, resolution: int, num_bins: int, longest: int) -> Float64:
-    """Pseudo-requests, log-uniform from a few tokens to `longest`, of total weight 4 that halves per 16 ended."""
+    """Pseudo-requests up to `longest`, half uniform, half log-uniform, of total weight 4 that halves per 16 ended."""
     weight = _PRIOR_WEIGHT * 0.5 ** (num_ended / 16)
-    lengths = np.geomspace(min(_SHORTEST_PRIOR, longest), longest, 64).astype(np.int64)
+    spread = np.geomspace(min(_SHORTEST_PRIOR, longest), longest, 64)
+    lengths = np.concatenate([spread, np.linspace(1, longest, 64)]).astype(np.int64)
     counts = np.bincount(_bins(lengths, resolution, num_bins), minlength=num_bins).astype(np.float64)
     scaled: Float64 = counts * (weight / counts.sum())
     return scaled

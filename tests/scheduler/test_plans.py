@@ -112,22 +112,6 @@ def test_memory_that_runs_out_preempts_and_nobody_notices() -> None:
     assert harness.scheduler.counters.num_preemptions > 0
 
 
-@pytest.mark.parametrize("order", ["cheapest", "newest"])
-def test_the_preempted_is_the_cheapest_or_the_newest(order: str) -> None:
-    harness = make_harness(46, estimator="watermark", watermark=1.0, preemption=order, max_step_tokens=64)
-    shared = list(range(2, 12))
-    harness.submit(shared, 20, ignore_eos=True)
-    harness.step()
-    harness.submit([*shared, 20], 20, ignore_eos=True)
-    harness.submit(range(20, 30), 20, ignore_eos=True)
-    while not harness.scheduler.counters.num_preemptions:
-        harness.step()
-    preempted = [r.request_id for r in harness.scheduler._requests.values() if r.num_preemptions]
-    assert preempted == ([1] if order == "cheapest" else [2])
-    harness.drain()
-    harness.assert_outputs()
-
-
 def test_a_giant_prompt_blocks_nobody_and_is_not_starved() -> None:
     harness = make_harness(60, max_len=60, overtaking=5)
     harness.submit(range(2, 12), 30, ignore_eos=True)
