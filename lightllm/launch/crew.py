@@ -17,7 +17,6 @@ from typing import Any
 from lightllm.config.settings import Settings
 from lightllm.errors import Backpressure, NotReady
 from lightllm.ipc import RingReceiver, RingSender
-from lightllm.launch.backoff import MOST_FAILURES
 from lightllm.launch.child import Child, State
 from lightllm.launch.stall import LONGEST_STEP_SECONDS, StallWatch
 from lightllm.launch.topology import Role, Topology
@@ -205,7 +204,9 @@ class Crew:
         if not child.served_before:
             self.failure = f"the {child.spec.name} {reason}" + ("" if child.last_words else " before it was ready")
         elif child.backoff.exhausted:
-            self.failure = f"the server gives up: the {child.spec.name} {reason}, failure {MOST_FAILURES} in a row"
+            self.failure = (
+                f"the server gives up: the {child.spec.name} {reason}, failure {child.backoff.failures} in a row"
+            )
         else:
             logger.error("the %s %s; it is started again in %g s", child.spec.name, reason, pause)
             child.restart_at = now + pause

@@ -123,6 +123,8 @@ class EngineLoop:
         while not self._leaving:
             self._receive()
             if not self.step() and not self._leaving:
+                if self._meters is not None:
+                    self._meters.read()
                 poller.wait(IDLE_SECONDS)
         self._engine.close()
 

@@ -34,15 +34,15 @@ class EngineMeters:
         self.read()
 
     def planned(self, plan: StepPlan, seconds: float) -> None:
-        """A step was planned in `seconds` of host time."""
+        """A step was planned in `seconds` of host time, and is about to be launched."""
         self._step_tokens.observe(plan.num_tokens)
         self._scheduler_seconds.observe(seconds)
+        self.read()
 
     def stepped(self, seconds: float) -> None:
         """A step's result arrived; it took `seconds` on the device."""
         self._steps.inc()
         self._step_seconds.observe(seconds)
-        self.read()
 
     def emitted(self, outputs: list[TokenOutput]) -> None:
         for output in outputs:
@@ -50,7 +50,10 @@ class EngineMeters:
                 self._finished[output.finish].inc()
 
     def read(self) -> None:
-        """Publish the gauges and what the counters gained."""
+        """Publish the gauges and what the counters gained; before a step, and when there is nothing to do.
+
+        The supervisor takes gauges that show work, and no step for long, for an engine that hangs.
+        """
         scheduler = self._scheduler
         ledger = scheduler.memory.ledger()
         self._running.set(scheduler.num_running)
