@@ -112,11 +112,9 @@ class DrawParameters:
         needs = np.stack(
             [self._temperature[rows] != 1, self._min_p[rows] > 0, limited & ~short, with_top_p, with_top_p & ~short]
         )
-        needed = np.logical_or.reduceat(needs, begins, axis=1).T.tolist()  # [groups, 5]
+        needed = np.logical_or.reduceat(needs, begins, axis=1).tolist()  # [5, groups]
         heads = np.maximum.reduceat(np.where(short, top_k, 0), begins).tolist()
-        return [
-            DrawGroup(*group) for group in zip(begins.tolist(), ends, heads, *zip(*needed, strict=True), strict=True)
-        ]
+        return [DrawGroup(*group) for group in zip(begins.tolist(), ends, heads, *needed, strict=True)]
 
 
 def draw(logits: Tensor, best: Tensor, plan: DrawPlan) -> Tensor:

@@ -55,9 +55,9 @@ class SamplingBatch:
 class Sampled:
     """The outcome of a batch, tensors on the device.
 
-    token_ids [N] int32; bad [N] bool: the row has a NaN, a positive infinity or no token left, and its id 0 means
-    nothing. `logprobs`, when some row wants them, has one entry for each of `logprob_rows` and as many likeliest
-    tokens as the greediest of `logprob_counts`: a reader takes the first logprob_counts[i].
+    token_ids [N] int32; bad [N] bool: after the stages the row has a NaN, a positive infinity or no token left, and
+    its id 0 means nothing. `logprobs`, when some row wants them, has one entry for each of `logprob_rows` and as many
+    likeliest tokens as the largest of `logprob_counts`: a reader takes the first logprob_counts[i].
     """
 
     token_ids: Tensor
