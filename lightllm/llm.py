@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -22,8 +23,8 @@ from typing import Any
 from lightllm.config.locate import find_model
 from lightllm.config.settings import Settings
 from lightllm.errors import ConfigError, InvalidRequest, LightLLMError, error_from_code
-from lightllm.ipc import local_channel
-from lightllm.protocol.messages import Abort, FinishReason, Submit, TextBatch, TextOutput
+from lightllm.ipc import Receiver, Sender, local_channel
+from lightllm.protocol.messages import Abort, DetokenizerInbox, EngineInbox, FinishReason, Submit, TextBatch, TextOutput
 from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.text.chat import ChatTemplate, check_template_kwargs
 from lightllm.text.tokenizer import Tokenizer
@@ -80,13 +81,13 @@ class LLM:
         self.tokenizer = Tokenizer.load(find_model(settings.model.tokenizer) if settings.model.tokenizer else directory)
         self._template: ChatTemplate | None = None
         self._parts = build_parts(settings, directory)
-        to_engine, engine_inbox = local_channel()
-        to_detokenizer, self._detokenizer_inbox = local_channel()
-        self._to_engine: Any = to_engine
+        to_engine, self._engine_inbox = _engine_channel()
+        to_detokenizer, self._detokenizer_inbox = _detokenizer_channel()
+        self._to_engine = to_engine
         self._results: list[TextOutput] = []
-        self._loop = EngineLoop(self._parts, [engine_inbox], to_detokenizer)
+        self._streams: dict[int, deque[TextOutput]] = {}
+        self._loop = EngineLoop(self._parts, [self._engine_inbox], to_detokenizer)
         self._detokenizer = DetokenizerLoop(self.tokenizer, self._take, to_engine)
-        self._engine_inbox = engine_inbox
         facts = self._parts.facts
         self._intake = Intake(self.tokenizer, facts["vocab_size"], facts["max_model_len"])
         self._request_ids = count(1)
@@ -144,19 +145,25 @@ class LLM:
         return self._pieces(submit)
 
     def _pieces(self, submit: Submit) -> Iterator[TextOutput]:
+        """Several of these may be read in turn: each keeps what arrives for it while another is read."""
+        arrived: deque[TextOutput] = deque()
+        self._streams[submit.request_id] = arrived
         self._to_engine.send(submit)
         ended = False
         try:
             while not ended:
-                for output in self._turn():
-                    if output.request_id == submit.request_id:
-                        ended = output.finish is not None or output.error is not None
-                        if output.error is not None:
-                            raise error_from_code(*output.error)
-                        yield output
+                while not arrived:
+                    self._turn()
+                output = arrived.popleft()
+                ended = output.finish is not None or output.error is not None
+                if output.error is not None:
+                    raise error_from_code(*output.error)
+                yield output
         finally:
+            del self._streams[submit.request_id]
             if not ended:
-                self._stop((submit.request_id,))
+                self._to_engine.send(Abort((submit.request_id,)))
+                self._turn()
 
     def chat(
         self,
@@ -209,27 +216,22 @@ class LLM:
                             advance()
         finally:
             if owners:
-                self._stop(tuple(owners))
-
-    def _stop(self, request_ids: tuple[int, ...]) -> None:
-        """Abort requests and let what was launched run out."""
-        self._to_engine.send(Abort(request_ids))
-        self._turn()
-        while self._parts.scheduler.has_work:
-            self._turn()
+                self._to_engine.send(Abort(tuple(owners)))
+                self._turn()
 
     def _turn(self) -> list[TextOutput]:
         for message in self._engine_inbox.receive():
             self._loop.handle(message)
         self._loop.step()
-        for message in self._detokenizer_inbox.receive():
-            self._detokenizer.handle(message)
+        for tokens in self._detokenizer_inbox.receive():
+            self._detokenizer.handle(tokens)
         self._detokenizer.flush()
         results, self._results = self._results, []
         return results
 
     def _take(self, frontend: int, batch: TextBatch) -> None:
-        self._results.extend(batch.outputs)
+        for output in batch.outputs:
+            self._streams.get(output.request_id, self._results).append(output)
 
 
 def override_settings(settings: Settings, values: dict[str, Any]) -> Settings:
@@ -271,6 +273,14 @@ def _take_in(output: TextOutput, owners: dict[int, tuple[RequestOutput, Completi
     choice.finish_reason = str(output.finish)
     choice.stop_reason = output.stop_reason
     return True
+
+
+def _engine_channel() -> tuple[Sender[EngineInbox], Receiver[EngineInbox]]:
+    return local_channel()
+
+
+def _detokenizer_channel() -> tuple[Sender[DetokenizerInbox], Receiver[DetokenizerInbox]]:
+    return local_channel()
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """What the device knows of each running request: its tokens, its slots, and how long its prompt was.
 
-    history[row, position]   token id                  [max_rows, max_len] int32
-    table[row, position]     slot of the token's KV    [max_rows, max_len] int32
+    history[row, position]   token id                  [max_rows + 1, max_len + 1] int32
+    table[row, position]     slot of the token's KV    [max_rows + 1, max_len + 1] int32
 
 A step refers to rows and positions only; ids that were sampled on the device are already here when the next step
-reads them.
+reads them. The last row belongs to nobody: padding reads and writes there.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lightllm.protocol.plan import OpenedRow, StepPlan, TablePatch
+from lightllm.engine.transfer import upload
+from lightllm.protocol.plan import StepPlan
 
 Int64 = NDArray[np.int64]
 
@@ -24,20 +24,23 @@ class RowTables:
 
     def __init__(self, max_rows: int, max_len: int, spare_slot: int, device: torch.device) -> None:
         self._device = device
-        self.history = torch.zeros(max_rows, max_len + 1, dtype=torch.int32, device=device)
-        self.table = torch.full((max_rows, max_len + 1), spare_slot, dtype=torch.int32, device=device)
-        self._prompt_lens: Int64 = np.zeros(max_rows, np.int64)
+        self.spare_row = max_rows
+        shape = (max_rows + 1, max_len + 1)
+        self.history = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.table = torch.full(shape, spare_slot, dtype=torch.int32, device=device)
+        self._prompt_lens: Int64 = np.zeros(max_rows + 1, np.int64)
 
-    def open(self, opened: OpenedRow) -> None:
-        """Write the known tokens of a row that now belongs to a request."""
-        tokens = torch.from_numpy(opened.tokens).to(self._device, non_blocking=True)
-        self.history[opened.row, : len(opened.tokens)] = tokens
-        self._prompt_lens[opened.row] = opened.prompt_len
-
-    def patch(self, patch: TablePatch) -> None:
-        """Write slots that the prefix tree gave or replaced."""
-        slots = torch.from_numpy(patch.slots).to(self._device, non_blocking=True)
-        self.table[patch.row, patch.start : patch.start + len(patch.slots)] = slots
+    def update(self, plan: StepPlan) -> None:
+        """Write the known tokens of rows that now belong to a request, and slots the prefix tree gave or replaced."""
+        for opened in plan.opened:
+            self._prompt_lens[opened.row] = opened.prompt_len
+        written = [(o.row, 0, o.tokens) for o in plan.opened] + [(p.row, p.start, p.slots) for p in plan.patches]
+        if not written:
+            return
+        tensors = upload([values.astype(np.int64) for _, _, values in written], self._device)
+        for number, ((row, start, _), values) in enumerate(zip(written, tensors, strict=True)):
+            target = self.history if number < len(plan.opened) else self.table
+            target[row, start : start + len(values)] = values
 
     def prompt_lens(self, rows: NDArray[np.int32]) -> Int64:
         """Prompt lengths [S] of the given rows."""
@@ -60,8 +63,3 @@ class FlatTokens:
 def last_tokens(plan: StepPlan) -> Int64:
     """Index in the flat run of each sequence's last token [S]."""
     return np.cumsum(plan.lens.astype(np.int64)) - 1
-
-
-def to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
-    """A host array on the device, asynchronously where it can be."""
-    return torch.from_numpy(array).to(device, non_blocking=True)

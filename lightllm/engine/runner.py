@@ -1,26 +1,58 @@
 """The engine: runs step plans in the order they are launched and hands back results in the same order.
 
-`launch` returns at once and `collect` waits: on a CPU the steps run on a thread of their own, so the host prepares
-step n+1 while step n computes, exactly as it does beside a GPU.
+`launch` returns at once and `collect` waits. On a GPU launching enqueues the step on the stream; on a CPU the step
+runs on a thread of its own. Either way the host prepares step n+1 while step n computes.
 """
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightllm.device.device import Device
-from lightllm.engine.rows import FlatTokens, RowTables, last_tokens, to_device
+from lightllm.engine.rows import FlatTokens, RowTables, last_tokens
+from lightllm.engine.transfer import Download, upload
 from lightllm.kernels.ops.contracts import KernelSet, SequenceLayout
 from lightllm.kvcache.pool import KvPool
 from lightllm.models.decoder import Decoder, ForwardBatch
 from lightllm.protocol.plan import Int32, Logprobs, StepPlan, StepResult
-from lightllm.sampling.sampler import LogprobTensors, Sampled, Sampler
+from lightllm.sampling.sampler import LogprobTensors, Sampled, Sampler, SamplingBatch
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """A step whose work is under way, and where its results will be."""
+
+    step: int
+    sampled: Int64
+    download: Download
+    begun: float
+    chosen: Sampled | None = None
+    prompts: dict[int, LogprobTensors] = field(default_factory=dict)
+
+    def finish(self) -> StepResult:
+        """Wait for the device and read what it gave."""
+        self.download.wait()
+        prompts = {sequence: _logprobs(tensors) for sequence, tensors in self.prompts.items()}
+        elapsed = time.perf_counter() - self.begun
+        if self.chosen is None:
+            return StepResult(self.step, _NONE, _NONE, {}, prompts, {}, elapsed)
+        bad = np.flatnonzero(self.chosen.bad.numpy())
+        failed = {int(self.sampled[i]): "the model gave no finite logits" for i in bad}
+        counts = np.ones(len(self.sampled), np.int32)
+        logprobs: dict[int, Logprobs] = {}
+        if self.chosen.logprobs is not None:
+            for i, (index, count) in enumerate(zip(self.chosen.logprob_rows, self.chosen.logprob_counts, strict=True)):
+                logprobs[int(index)] = _logprobs(self.chosen.logprobs, slice(i, i + 1), int(count))
+        return StepResult(self.step, self.chosen.token_ids.numpy(), counts, logprobs, prompts, failed, elapsed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +60,7 @@ class Ticket:
     """A launched step."""
 
     step: int
-    future: Future[StepResult]
+    work: Enqueued | Future[StepResult]
 
 
 class Engine:
@@ -50,119 +82,134 @@ class Engine:
         self._sampler = sampler
         self._rows = rows
         self._device = device.torch_device
-        self._prompt_logprobs: dict[int, int] = {}
-        self._thread = ThreadPoolExecutor(1, "engine-device", _start_thread, (threads,))
+        self._wanted_prompt_logprobs: dict[int, int] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        if not device.is_cuda:
+            self._thread = ThreadPoolExecutor(1, "engine-device", _start_thread, (threads,))
 
     def launch(self, plan: StepPlan) -> Ticket:
-        """Queue a step; the device works on it after those launched before."""
-        return Ticket(plan.step, self._thread.submit(self._run, plan))
+        """Begin a step; the device works on it after those launched before."""
+        if self._thread is not None:
+            return Ticket(plan.step, self._thread.submit(lambda: self._enqueue(plan).finish()))
+        return Ticket(plan.step, self._enqueue(plan))
 
     def collect(self, ticket: Ticket) -> StepResult:
         """Wait for a step. Raises what the step raised."""
-        return ticket.future.result()
+        if isinstance(ticket.work, Future):
+            return ticket.work.result()
+        return ticket.work.finish()
 
     def close(self) -> None:
         """Wait for what was launched and end."""
-        self._thread.shutdown(wait=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
 
     @torch.inference_mode()
-    def _run(self, plan: StepPlan) -> StepResult:
+    def _enqueue(self, plan: StepPlan) -> Enqueued:
         begun = time.perf_counter()
         self._open_rows(plan)
         sampled = np.flatnonzero(plan.sampled)
-        batch, wanted = self._batch(plan, sampled)
-        lengths = (plan.starts + plan.lens)[sampled]
-        sampling = self._sampler.prepare(plan.rows[sampled], lengths)
+        lengths = (plan.starts + plan.lens)[sampled].astype(np.int64)
+        sampling = self._sampler.prepare(plan.rows[sampled], lengths.astype(np.int32))
+        scored = self._scored_tokens(plan)
+        batch, rows, positions = self._batch(plan, sampled, lengths, scored)
         hidden = self._model.forward(batch, self._pool)
-        prompt_logprobs = self._score_prompts(plan, hidden, wanted)
-        if not len(sampled):
-            return StepResult(plan.step, _NONE, _NONE, {}, prompt_logprobs, {}, time.perf_counter() - begun)
-        logits = self._model.logits(hidden[: len(sampled)])
-        chosen = self._sampler.sample(logits, sampling, self._rows.history)
-        rows = to_device(plan.rows[sampled].astype(np.int64), self._device)
-        self._rows.history[rows, to_device(lengths.astype(np.int64), self._device)] = chosen.token_ids
-        return self._result(plan, sampled, chosen, prompt_logprobs, begun)
+        download = Download(self._device)
+        prompts = self._score_prompts(plan, hidden[len(sampled) :], scored, download)
+        chosen = None
+        if len(sampled):
+            chosen = self._sample(hidden[: len(sampled)], sampling, rows, positions, download)
+        download.seal()
+        return Enqueued(plan.step, sampled, download, begun, chosen, prompts)
 
     def _open_rows(self, plan: StepPlan) -> None:
+        self._rows.update(plan)
         for opened in plan.opened:
-            self._rows.open(opened)
             self._sampler.open(opened)
             if opened.params.prompt_logprobs is not None:
-                self._prompt_logprobs[opened.row] = opened.params.prompt_logprobs
-        for patch in plan.patches:
-            self._rows.patch(patch)
+                self._wanted_prompt_logprobs[opened.row] = opened.params.prompt_logprobs
 
-    def _batch(self, plan: StepPlan, sampled: np.ndarray) -> tuple[ForwardBatch, list[np.ndarray]]:
-        """The step's tensors, and for each sequence whose prompt is scored the flat indices of its tokens.
+    def _scored_tokens(self, plan: StepPlan) -> dict[int, Int64]:
+        """For each sequence whose prompt is scored, flat indices of the tokens that predict another prompt token."""
+        scored: dict[int, Int64] = {}
+        last = last_tokens(plan)
+        for sequence in np.flatnonzero(plan.prompt_logprobs):
+            first = int(last[sequence] - plan.lens[sequence] + 1)
+            prompt_len = int(self._rows.prompt_lens(plan.rows)[sequence])
+            count = min(int(plan.lens[sequence]), prompt_len - 1 - int(plan.starts[sequence]))
+            scored[int(sequence)] = np.arange(first, first + count)
+        return scored
 
-        The hidden states wanted are those of sampled tokens first, then those of scored prompts.
+    def _batch(
+        self, plan: StepPlan, sampled: Int64, lengths: Int64, scored: dict[int, Int64]
+    ) -> tuple[ForwardBatch, Tensor, Tensor]:
+        """The step's tensors, and row and position [N] of each token that will be sampled.
+
+        The hidden states wanted are those of sampled tokens first, then those that score prompts.
         """
         flat = FlatTokens(plan, self._rows.prompt_lens(plan.rows))
-        last = last_tokens(plan)
-        scored = [np.arange(last[s] - plan.lens[s] + 1, last[s] + 1) for s in np.flatnonzero(plan.prompt_logprobs)]
-        rows, positions = to_device(flat.rows, self._device), to_device(flat.positions, self._device)
-        self._rows.table[rows, positions] = to_device(plan.slots, self._device)  # type: ignore[arg-type]
+        wanted = np.concatenate([last_tokens(plan)[sampled], *scored.values()])
+        arrays = [
+            flat.rows,
+            flat.positions,
+            flat.rope_lens,
+            plan.slots.astype(np.int64),
+            wanted,
+            plan.rows[sampled].astype(np.int64),
+            lengths,
+        ]
+        rows, positions, rope_lens, slots, wanted_ids, new_rows, new_positions = upload(arrays, self._device)
+        self._rows.table[rows, positions] = slots.int()
         layout = SequenceLayout(plan.rows, plan.starts, plan.lens)
         batch = ForwardBatch(
             token_ids=self._rows.history[rows, positions],
             positions=positions,
-            rope_lens=to_device(flat.rope_lens, self._device),
-            slots=to_device(plan.slots.astype(np.int64), self._device),
-            wanted=to_device(np.concatenate([last[sampled], *scored]), self._device),
+            rope_lens=rope_lens,
+            slots=slots,
+            wanted=wanted_ids,
             attention_plan=self._kernels.attention.plan(layout, self._rows.table),
         )
-        return batch, scored
+        return batch, new_rows, new_positions
 
-    def _score_prompts(self, plan: StepPlan, hidden: Tensor, scored: list[np.ndarray]) -> dict[int, Logprobs]:
-        """Log-probabilities of the prompt tokens that this step's chunks predict."""
-        result: dict[int, Logprobs] = {}
-        first = int(plan.sampled.sum())
-        for sequence, indices in zip(np.flatnonzero(plan.prompt_logprobs), scored, strict=True):
-            row, start = int(plan.rows[sequence]), int(plan.starts[sequence])
-            prompt_len = int(self._rows.prompt_lens(plan.rows[sequence : sequence + 1])[0])
-            count = min(len(indices), prompt_len - 1 - start)
-            targets = self._rows.history[row, start + 1 : start + 1 + count].long()
-            logits = self._model.logits(hidden[first : first + count])
-            tensors = self._sampler.prompt_logprobs(logits, targets, self._prompt_logprobs[row])
-            result[int(sequence)] = _to_host(tensors, slice(None))
-            first += len(indices)
-        return result
-
-    def _result(
-        self,
-        plan: StepPlan,
-        sampled: np.ndarray,
-        chosen: Sampled,
-        prompt_logprobs: dict[int, Logprobs],
-        begun: float,
-    ) -> StepResult:
-        bad = chosen.bad.cpu().numpy()
-        failed = {int(sampled[i]): "the model gave no finite logits" for i in np.flatnonzero(bad)}
-        logprobs: dict[int, Logprobs] = {}
-        if chosen.logprobs is not None:
-            for i, index in enumerate(chosen.logprob_rows):
-                logprobs[int(index)] = _to_host(chosen.logprobs, slice(i, i + 1))
-        return StepResult(
-            plan.step,
-            chosen.token_ids.cpu().numpy(),
-            np.ones(len(sampled), np.int32),
-            logprobs,
-            prompt_logprobs,
-            failed,
-            time.perf_counter() - begun,
+    def _sample(
+        self, hidden: Tensor, sampling: SamplingBatch, rows: Tensor, positions: Tensor, download: Download
+    ) -> Sampled:
+        """Choose the next tokens, leave them on the device for the next step, and send them to the host."""
+        chosen = self._sampler.sample(self._model.logits(hidden), sampling, self._rows.history)
+        self._rows.history[rows, positions] = chosen.token_ids
+        logprobs = None if chosen.logprobs is None else _send(chosen.logprobs, download)
+        return replace(
+            chosen, token_ids=download.add(chosen.token_ids), bad=download.add(chosen.bad), logprobs=logprobs
         )
+
+    def _score_prompts(
+        self, plan: StepPlan, hidden: Tensor, scored: dict[int, Int64], download: Download
+    ) -> dict[int, LogprobTensors]:
+        """Log-probabilities of the prompt tokens that this step's chunks predict."""
+        result: dict[int, LogprobTensors] = {}
+        for sequence, indices in scored.items():
+            row, start = int(plan.rows[sequence]), int(plan.starts[sequence])
+            targets = self._rows.history[row, start + 1 : start + 1 + len(indices)].long()
+            mine, hidden = hidden[: len(indices)], hidden[len(indices) :]
+            k = self._wanted_prompt_logprobs[row]
+            tensors = self._sampler.prompt_logprobs(self._model.logits(mine), targets, k)
+            result[sequence] = _send(tensors, download)
+        return result
 
 
 _NONE: Int32 = np.empty(0, np.int32)
+_ALL = slice(None)
 
 
-def _to_host(tensors: LogprobTensors, rows: slice) -> Logprobs:
-    return Logprobs(
-        tensors.chosen[rows].cpu().numpy(),
-        tensors.ranks[rows].cpu().numpy(),
-        tensors.top_ids[rows].cpu().numpy(),
-        tensors.top_values[rows].cpu().numpy(),
-    )
+def _logprobs(tensors: LogprobTensors, rows: slice = _ALL, most: int | None = None) -> Logprobs:
+    """Host tensors of P positions as arrays, with at most `most` likeliest tokens each."""
+    chosen, ranks = tensors.chosen[rows].numpy(), tensors.ranks[rows].numpy()
+    return Logprobs(chosen, ranks, tensors.top_ids[rows, :most].numpy(), tensors.top_values[rows, :most].numpy())
+
+
+def _send(tensors: LogprobTensors, download: Download) -> LogprobTensors:
+    add = download.add
+    return LogprobTensors(add(tensors.chosen), add(tensors.ranks), add(tensors.top_ids), add(tensors.top_values))
 
 
 def _start_thread(threads: int | None) -> None:

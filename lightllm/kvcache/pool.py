@@ -29,13 +29,15 @@ class KvLayout:
 
 
 class KvPool:
-    """Preallocated keys and values for `total` tokens."""
+    """Preallocated keys and values for `total` tokens. Not cleared: a host gives memory when it is first written."""
 
     def __init__(self, layout: KvLayout, total: int, device: torch.device) -> None:
         shape = (layout.num_layers, total + 1, layout.num_kv_heads, layout.head_dim)
         self.layout = layout
         self.total = total
-        self._keys = torch.zeros(shape, dtype=layout.dtype, device=device)
-        self._values = torch.zeros(shape, dtype=layout.dtype, device=device)
+        self._keys = torch.empty(shape, dtype=layout.dtype, device=device)
+        self._values = torch.empty(shape, dtype=layout.dtype, device=device)
+        self._keys[:, total] = 0
+        self._values[:, total] = 0
         self.keys: tuple[Tensor, ...] = tuple(self._keys)
         self.values: tuple[Tensor, ...] = tuple(self._values)

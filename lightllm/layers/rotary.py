@@ -125,7 +125,8 @@ def dynamic_frequencies(config: RopeConfig, lens: Tensor) -> Tensor:
     lens = lens.double().clamp(min=trained)
     base = config.theta * ((factor * lens / trained) - (factor - 1)) ** (dim / (dim - 2))  # [tokens]
     exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=lens.device) / dim
-    return (1.0 / base[:, None] ** exponents).float()
+    frequencies: Tensor = 1.0 / base[:, None] ** exponents
+    return frequencies.float()
 
 
 def _plain(theta: float, dim: int) -> Tensor:

@@ -64,7 +64,7 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """One step on the device: T tokens, of which those at `wanted` [N] need logits.
+    """One step on the device: T tokens, of which those at `wanted` [N] need logits (None: all).
 
     `rope_lens` [T] is the sequence length each token counts as computed at (for length-dependent rotary schemes).
     """
@@ -73,7 +73,7 @@ class ForwardBatch:
     positions: Tensor
     rope_lens: Tensor
     slots: Tensor
-    wanted: Tensor
+    wanted: Tensor | None
     attention_plan: object
 
 
@@ -130,7 +130,8 @@ class Decoder:
             x = self._attend(x, cos, sin, block, batch, pool.keys[layer], pool.values[layer])
             x = kernels.add_rms_norm(x, residual, block.ffn_norm, eps)
             x = block.down(kernels.gated_activation(block.gate_up(x), self.spec.activation))
-        x, residual = x[batch.wanted], residual[batch.wanted]
+        if batch.wanted is not None:
+            x, residual = x[batch.wanted], residual[batch.wanted]
         return kernels.add_rms_norm(x, residual, self._norm, eps)
 
     def logits(self, hidden: Tensor) -> Tensor:

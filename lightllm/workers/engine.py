@@ -205,11 +205,8 @@ class EngineLoop:
         return self._scheduler.fail_launched(_explain(error), time.monotonic())
 
     def _emit(self, outputs: list[TokenOutput]) -> None:
-        if not outputs:
-            return
-        if self._meters is not None:
-            self._meters.emitted(outputs)
-        self._outbox.send(TokenBatch(tuple(outputs)))
+        if outputs:
+            self._outbox.send(TokenBatch(tuple(outputs)))
 
 
 def _open(submit: Submit) -> Open:

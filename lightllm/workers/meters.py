@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lightllm.metrics import names
 from lightllm.metrics.board import MetricSet
-from lightllm.protocol.messages import FinishReason, TokenOutput
 from lightllm.protocol.plan import StepPlan
 from lightllm.scheduler.scheduler import Scheduler
 
@@ -29,7 +28,6 @@ class EngineMeters:
             "num_preemptions": metrics.counter(names.PREEMPTIONS),
         }
         self._evicted = metrics.counter(names.EVICTED_TOKENS)
-        self._finished = {r: metrics.counter(names.REQUESTS_FINISHED, finish_reason=r.value) for r in FinishReason}
         self._seen = dict.fromkeys([*self._totals, "evicted"], 0)
         self.read()
 
@@ -43,11 +41,6 @@ class EngineMeters:
         """A step's result arrived; it took `seconds` on the device."""
         self._steps.inc()
         self._step_seconds.observe(seconds)
-
-    def emitted(self, outputs: list[TokenOutput]) -> None:
-        for output in outputs:
-            if output.finish is not None:
-                self._finished[output.finish].inc()
 
     def read(self) -> None:
         """Publish the gauges and what the counters gained; before a step, and when there is nothing to do.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,11 @@ def expected(family: Checkpoint, work: list[tuple[list[int], int]]) -> list[list
 
 
 def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    """Transformers' greedy continuation of one prompt, alone, with its cache."""
+    """Transformers' greedy continuation of one prompt, alone, with its cache.
+
+    On a copy: its dynamic rotary embedding remembers the longest sequence it has seen.
+    """
+    model = copy.deepcopy(model)
     ids = torch.tensor([prompt])
     mask = torch.ones_like(ids)
     out = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0)
@@ -137,7 +142,7 @@ def test_logits(family: Checkpoint, work: list[tuple[list[int], int]]) -> None:
         outputs = llm.generate(prompts, params, progress=False)
     for prompt, output in zip(prompts, outputs, strict=True):
         with torch.no_grad():
-            reference = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+            reference = copy.deepcopy(model)(torch.tensor([prompt])).logits[0].log_softmax(-1)
         assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None
         assert len(output.prompt_logprobs) == len(prompt)
         for position, entry in enumerate(output.prompt_logprobs[1:]):
