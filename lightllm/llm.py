@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lightllm.config.locate import find_model
+from lightllm.config.locate import find_model, find_tokenizer
 from lightllm.config.settings import Settings
 from lightllm.errors import ConfigError, InvalidRequest, LightLLMError, error_from_code
 from lightllm.ipc import Receiver, Sender, local_channel
@@ -78,7 +78,7 @@ class LLM:
         settings = override_settings(settings or Settings(), {"model": model, **overrides})
         directory = find_model(settings.model.model)
         self.settings = settings
-        self.tokenizer = Tokenizer.load(find_model(settings.model.tokenizer) if settings.model.tokenizer else directory)
+        self.tokenizer = Tokenizer.load(find_tokenizer(settings.model.tokenizer, directory))
         self._template: ChatTemplate | None = None
         self._parts = build_parts(settings, directory)
         to_engine, self._engine_inbox = _engine_channel()

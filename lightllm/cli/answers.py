@@ -6,7 +6,7 @@ import http.client
 import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -43,8 +43,8 @@ class LocalAnswerer:
     def answer(self, messages: Messages) -> Iterator[str]:
         text = self._llm.template.render(messages)
         ids = self._llm.tokenizer.encode(text, add_special_tokens=False)
-        with _noted_interrupt() as interrupted:
-            for output in self._llm.stream(ids, self._params):
+        with _noted_interrupt() as interrupted, closing(self._llm.stream(ids, self._params)) as pieces:
+            for output in pieces:
                 yield output.text
                 if interrupted:
                     raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from lightllm.cli.conversation import Conversation
 from lightllm.cli.flags import ModelFlags, SamplingFlags, parse, settings_of
 from lightllm.cli.precheck import check_model
 from lightllm.config.settings import EngineSettings
-from lightllm.errors import RequestError
+from lightllm.errors import LightLLMError
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def _converse(answerer: Answerer, conversation: Conversation, console: Console) 
         conversation.ask(line)
         try:
             _show_answer(answerer, conversation, console)
-        except RequestError as error:
+        except LightLLMError as error:
             conversation.take_back()
             console.print(f"error: {error.message}", style="red", markup=False)
 

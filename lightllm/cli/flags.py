@@ -62,13 +62,16 @@ class SamplingFlags:
         return {name: value for name, value in values.items() if value not in (None, (), False)}
 
 
-def parse(flags: type[Flags], command: str, argv: Sequence[str]) -> Flags:
-    """Read `argv` into `flags`; wrong usage prints what is wrong and exits with 2, --help exits with 0."""
+def parse(flags: type[Flags], command: str, argv: Sequence[str], *, append: bool = True) -> Flags:
+    """Read `argv` into `flags`; wrong usage prints what is wrong and exits with 2, --help exits with 0.
+
+    A flag with several values is repeated if `append`, else its values follow it.
+    """
     config = (
         tyro.conf.OmitArgPrefixes,
-        tyro.conf.UseAppendAction,
         tyro.conf.HelptextFromCommentsOff,
         tyro.conf.DisallowNone,
+        *((tyro.conf.UseAppendAction,) if append else ()),
     )
     return tyro.cli(
         flags, prog=f"lightllm {command}", description=inspect.getdoc(flags), args=list(argv), config=config

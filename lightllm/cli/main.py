@@ -1,6 +1,6 @@
 """The entry point `lightllm`: finds the command, runs it, and turns every error into one clear line.
 
-Each command is a module of this package with `run(argv) -> int`, imported only when it is called, so that
+Each command is a module of this package, imported only when it is called, so that
 `lightllm serve` never loads torch and `lightllm --version` loads next to nothing.
 """
 
@@ -8,23 +8,43 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import lightllm
 from lightllm.errors import LightLLMError
 
-COMMANDS = {
-    "serve": ("lightllm.cli.serve", "serve a model over HTTP"),
-    "chat": ("lightllm.cli.chat", "talk to a model in the terminal"),
-    "generate": ("lightllm.cli.generate", "complete prompts, without a server"),
-    "check": ("lightllm.cli.check", "compare a model's logits and tokens with a reference"),
-    "env": ("lightllm.cli.env", "show versions, devices and the chosen kernels"),
-    "bench offline": ("lightllm.cli.bench_offline", "measure an engine's speed beside the hardware's bound"),
-    "bench serve": ("lightllm.cli.bench_serve", "load a running server and measure latencies and goodput"),
-    "simulate": ("lightllm.cli.simulate", "try a scheduling policy on a trace, without a model"),
+Command = Callable[[Sequence[str]], int]
+
+
+def _module(name: str) -> Command:
+    """The `run` of a module of this package."""
+
+    def run(argv: Sequence[str]) -> int:
+        code: int = import_module(f"lightllm.cli.{name}").run(argv)
+        return code
+
+    return run
+
+
+def _simulate(argv: Sequence[str]) -> int:
+    from lightllm.cli.flags import parse
+    from lightllm.cli.simulate import SimulateCommand
+
+    return parse(SimulateCommand, "simulate", argv, append=False).run()
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "serve": (_module("serve"), "serve a model over HTTP"),
+    "chat": (_module("chat"), "talk to a model in the terminal"),
+    "generate": (_module("generate"), "complete prompts, without a server"),
+    "check": (_module("check"), "compare a model's logits and tokens with a reference"),
+    "env": (_module("env"), "show versions, devices and the chosen kernels"),
+    "bench offline": (_module("bench_offline"), "measure an engine's speed beside the hardware's bound"),
+    "bench serve": (_module("bench_serve"), "load a running server: latencies and goodput"),
+    "simulate": (_simulate, "try scheduling policies on simulated traffic, without a model"),
 }
-"""Command -> module and what it does."""
+"""Command -> what runs it and what it does."""
 
 FAILED = 1
 MISUSED = 2
@@ -69,7 +89,8 @@ def overview() -> str:
 
 def _run(name: str, arguments: list[str]) -> int:
     try:
-        code: int = import_module(COMMANDS[name][0]).run(arguments)
+        run, _ = COMMANDS[name]
+        code = run(arguments)
         sys.stdout.flush()
         return code
     except LightLLMError as error:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightllm.config.generation import read_generation_defaults
-from lightllm.config.locate import find_model
+from lightllm.config.locate import find_model, find_tokenizer
 from lightllm.config.settings import ModelSettings
 from lightllm.errors import CheckpointError, ConfigError
 from lightllm.models.config_reader import ConfigReader
@@ -24,7 +24,7 @@ def check_model(settings: ModelSettings) -> Path:
     check_config(directory)
     if not settings.dummy and not any(directory.glob("*.safetensors")):
         raise CheckpointError(f"{directory} has no safetensors weights (for random ones use --dummy)")
-    tokenizer = Tokenizer.load(find_model(settings.tokenizer) if settings.tokenizer else directory)
+    tokenizer = Tokenizer.load(find_tokenizer(settings.tokenizer, directory))
     source = tokenizer.chat_templates if settings.chat_template is None else read_template(settings.chat_template)
     ChatTemplate(source, tokenizer.special_tokens)
     return directory

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightllm.errors import ConfigError
+from lightllm.errors import CheckpointError, ConfigError
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo"
 _WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 def find_model(name: str | None) -> Path:
-    """The directory of a model. Raises ConfigError when there is none of that name and none can be fetched."""
+    """The directory of a model. Raises ConfigError when there is none of that name and none can be fetched,
+    CheckpointError for a directory that holds no model."""
     if name is None:
         return DEMO
     path = Path(name).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} is no model directory: it has no config.json")
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ConfigError(f"{name} is neither a directory nor a hub name like owner/model", param="model")
     return _download(name)
+
+
+def find_tokenizer(name: str | None, model: Path) -> Path:
+    """The directory of the tokenizer: a directory of its own if one is named, else the model's."""
+    if name is None:
+        return model
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"tokenizer {name} is no directory", param="tokenizer")
+    return path.resolve()
 
 
 def model_name(name: str | None) -> str:

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -83,9 +83,7 @@ class Child:
         self.generation += 1
         self._wiring.drop_unread(self.spec.name)
         bootstrap = self._bootstrap(settings, listening_fd if self.spec.listens else None, started, log_level)
-        with tempfile.TemporaryFile() as stdin:
-            stdin.write(msgspec.json.encode(bootstrap))
-            stdin.seek(0)
+        with _anonymous_file(msgspec.json.encode(bootstrap)) as stdin:
             self._process = subprocess.Popen(
                 [*COMMAND, self.spec.name],
                 stdin=stdin,
@@ -177,6 +175,17 @@ class Child:
         if bootstrap.listening_socket is not None:
             fds.append(bootstrap.listening_socket)
         return fds
+
+
+def _anonymous_file(content: bytes) -> IO[bytes]:
+    """A file without a name that begins with `content`, ready to be read."""
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("lightllm-bootstrap"), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    file.write(content)
+    file.seek(0)
+    return file
 
 
 def _environment() -> dict[str, str]:

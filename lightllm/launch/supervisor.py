@@ -30,6 +30,8 @@ DRAIN_GRACE_SECONDS = 5.0
 """After the deadline of a drain, how long frontends may take to end their requests with an error and leave."""
 LEAVE_SECONDS = 2.0
 """How long the other workers may take to leave before they are killed."""
+SAME_SIGNAL_SECONDS = 0.3
+"""A second signal that soon is the first once more: terminals and wrapper scripts may both pass on a Ctrl-C."""
 LONGEST_SLEEP = 5.0
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Supervisor:
             settings, topology, listener.fileno(), log_level=log_level, longest_step_seconds=longest_step_seconds
         )
         self._begun = time.monotonic()
+        self._drained_at = 0.0
         self._stop_by: float | None = None
         self._exit_code: int | None = None
 
@@ -98,15 +101,16 @@ class Supervisor:
                 self._crew.dump_stacks()
             elif number == signal.SIGCHLD:
                 pass  # it only woke us
-            elif self.phase in (Phase.DRAINING, Phase.STOPPING):
+            elif self.phase not in (Phase.DRAINING, Phase.STOPPING):
+                self._drain(now)
+            elif now > self._drained_at + SAME_SIGNAL_SECONDS:
                 logger.warning("stopping at once, on a second signal")
                 self._exit_code = 128 + number
-            else:
-                self._drain(now)
 
     def _drain(self, now: float) -> None:
         logger.info("draining: running requests may finish within %g s", self._drain_seconds)
         self.phase = Phase.DRAINING
+        self._drained_at = now
         self._stop_by = now + self._drain_seconds + DRAIN_GRACE_SECONDS
         self._listener.close()  # the frontends still hold it, and refuse what comes
         self._crew.drain(self._drain_seconds)

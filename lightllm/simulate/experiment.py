@@ -122,8 +122,10 @@ def _clients(workload: Workload | list[Job], conditions: Conditions, seed: int) 
     return ClosedLoop(workload.jobs(seed), conditions.clients, conditions.patience), longest
 
 
-def run_faithful(variant: Variant, workload: Workload, num_requests: int, seed: int) -> Record:
-    """The artifact's simulation: time is in decode steps (papers: 3000 requests, 120 000 slots, newest evicted)."""
+def run_faithful(
+    variant: Variant, workload: Workload, num_requests: int, seed: int, total_tokens: int = 120_000
+) -> Record:
+    """The artifact's simulation (3000 requests, the newest evicted): time is in decode steps."""
     settings = SchedulerSettings(
         max_running=1000,
         max_step_tokens=32_768,
@@ -135,7 +137,7 @@ def run_faithful(variant: Variant, workload: Workload, num_requests: int, seed: 
         reserve=0.03,
     )
     jobs = [replace(job, arrival=0.0) for job in islice(workload.jobs(seed), num_requests)]
-    setup = Setup(variant.apply(settings), StepCost(1.0, 0.0), 120_000, variant.oracle)
+    setup = Setup(variant.apply(settings), StepCost(1.0, 0.0), total_tokens, variant.oracle)
     longest = max(len(job.prompt) + job.max_tokens for job in jobs)
     simulation = Simulation(setup, OpenLoop(iter(jobs), None, seed), longest=longest, seed=seed)
     return simulation.run(finished(num_requests))

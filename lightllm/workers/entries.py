@@ -27,7 +27,8 @@ def engine(worker: Worker) -> None:
 
     parts = build_parts(worker.settings, find_model(worker.settings.model.model))
     for resolved in parts.resolved:
-        logger.info("%s = %s: %s", resolved.name, resolved.value, resolved.reason)
+        reason = f"{resolved.value} ({resolved.reason})" if resolved.value else resolved.reason
+        logger.info("%s: %s", resolved.name, reason)
     outbox = worker.sender("detokenizer", DetokenizerInbox)
     meters = EngineMeters(MetricSet(worker.board), parts.scheduler)
     loop = EngineLoop(parts, worker.receivers(EngineInbox), outbox, generation=worker.generation, meters=meters)

@@ -118,8 +118,7 @@ class Worker:
 
 def main() -> None:
     """The process: read the bootstrap, run the worker's function, end with 0 if it returned."""
-    with open(0, "rb", closefd=False) as stdin:
-        bootstrap = msgspec.json.decode(stdin.read(), type=Bootstrap)
+    bootstrap = _read_bootstrap()
     _follow_supervisor(bootstrap)
     logs.configure(bootstrap.log_level, bootstrap.name, logs.STDERR)
     faulthandler.enable()
@@ -128,6 +127,16 @@ def main() -> None:
     code = _run(Worker(bootstrap), bootstrap.entry)
     logging.shutdown()
     os._exit(code)  # threads that do not end must not keep a worker alive that has nothing left to do
+
+
+def _read_bootstrap() -> Bootstrap:
+    """What the supervisor left on standard input, which nobody else shall read: it may hold API keys."""
+    with open(0, "rb", closefd=False) as stdin:
+        bootstrap = msgspec.json.decode(stdin.read(), type=Bootstrap)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return bootstrap
 
 
 def _run(worker: Worker, entry: str) -> int:

@@ -62,7 +62,10 @@ class TextStream:
         self._stop_reason: str | int | None = None
         self._error: tuple[str, str] | None = None
         self._cached = 0
-        self._forget()
+        self._text = ""
+        self._ids: tuple[int, ...] = ()
+        self._logprobs: tuple[TopLogprobs, ...] = ()
+        self._prompt_logprobs: tuple[TopLogprobs | None, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -105,14 +108,9 @@ class TextStream:
             self._prompt_logprobs,
             self._error,
         )
-        self._forget()
-        return output
-
-    def _forget(self) -> None:
         self._text = ""
-        self._ids: tuple[int, ...] = ()
-        self._logprobs: tuple[TopLogprobs, ...] = ()
-        self._prompt_logprobs: tuple[TopLogprobs | None, ...] = ()
+        self._ids = self._logprobs = self._prompt_logprobs = ()
+        return output
 
     def _take_last_or_matched(self, output: TokenOutput) -> int:
         """Text of an output that ends the request or whose text is searched; how many of its ids count."""

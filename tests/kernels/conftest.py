@@ -6,6 +6,7 @@ Triton decides when a kernel is defined, so the variable is set while this modul
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -13,16 +14,27 @@ import torch
 HAS_GPU = torch.cuda.is_available()
 """Then the kernels are compiled, and run on the GPU."""
 
-_before = os.environ.get("TRITON_INTERPRET")
-if not HAS_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
-try:
-    pass  # the interpreter imports it at the first launch, when the variable is back
-finally:
-    if _before is None:
+
+
+def _import_kernels() -> None:
+    """Import the kernels anew as this machine runs them: something else may have imported them compiled before."""
+    if not HAS_GPU:
+        for name in [n for n in sys.modules if n.split(".")[0] == "triton" or n.startswith("lightllm.kernels.triton")]:
+            if not name.startswith("triton._C"):
+                del sys.modules[name]
+    before = os.environ.get("TRITON_INTERPRET")
+    if not HAS_GPU:
+        os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        import lightllm.kernels.triton.backend
+        import triton.experimental.gluon  # the interpreter imports it at the first launch, when the variable is back
+    finally:
         os.environ.pop("TRITON_INTERPRET", None)
-    else:
-        os.environ["TRITON_INTERPRET"] = _before
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+_import_kernels()
 
 
 def _repair_interpreter() -> None:

@@ -9,18 +9,15 @@ from hypothesis import strategies as st
 from lightllm.kernels.ops.contracts import SequenceLayout
 from lightllm.kernels.triton.attention_plan import (
     COUNT,
-    FIRST_PART,
     KEY_END,
     KEY_START,
     NUM_PARTS,
     PART,
     POSITION,
     ROW,
-    TILE,
     TOKEN,
     TileShape,
     make_items,
-    num_partials,
 )
 
 sequences = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 300)), min_size=1, max_size=12)
@@ -34,43 +31,40 @@ shapes = st.builds(
 def test_items_cover_each_tokens_keys_once(sequences, shape):
     starts, lens = np.array(sequences, np.int32).T
     layout = SequenceLayout(np.arange(len(starts), dtype=np.int32)[::-1].copy(), starts, lens)
-    items = make_items(layout, np.arange(len(starts)), shape)
+    items, merges = make_items(layout, np.arange(len(starts)), shape)
     firsts = np.cumsum(lens) - lens
-    tiles = {tile: items[items[:, TILE] == tile] for tile in np.unique(items[:, TILE])}
     covered = np.zeros(int(lens.sum()), np.int64)
-    for parts in tiles.values():
+    expected_merges = []
+    for token in np.unique(items[:, TOKEN]):
+        parts = items[items[:, TOKEN] == token]
         head = parts[0]
         sequence = len(starts) - 1 - head[ROW]
-        assert head[POSITION] - starts[sequence] == head[TOKEN] - firsts[sequence]
+        assert head[POSITION] - starts[sequence] == token - firsts[sequence]
         assert 0 < head[COUNT] <= shape.tokens
-        covered[head[TOKEN] : head[TOKEN] + head[COUNT]] += 1
-        parts = parts[np.argsort(parts[:, PART])]
+        covered[token : token + head[COUNT]] += 1
+        parts = parts[np.argsort(parts[:, KEY_START])]
         assert len(parts) == head[NUM_PARTS]
         keys = np.concatenate([np.arange(start, end) for start, end in parts[:, [KEY_START, KEY_END]]])
         assert np.array_equal(keys, np.arange(head[POSITION] + head[COUNT]))
-        if head[NUM_PARTS] > 1:
-            assert np.array_equal(parts[:, PART], head[FIRST_PART] + np.arange(len(parts)))
+        if len(parts) > 1:
+            assert np.array_equal(parts[:, PART], parts[0, PART] + np.arange(len(parts)))
+            expected_merges.append([token, head[COUNT], parts[0, PART], len(parts)])
     assert (covered == 1).all()
     split = items[items[:, NUM_PARTS] > 1]
-    assert sorted(split[:, PART]) == list(range(num_partials(items)))
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=64), st.integers(1, 400))
-def test_a_step_fits_buffers_made_ahead(starts, slots):
-    shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=slots)
-    layout = SequenceLayout(*(np.array(a, np.int32) for a in (range(len(starts)), starts, [1] * len(starts))))
-    most = shape.most_items(len(starts))
-    assert len(make_items(layout, np.arange(len(starts)), shape, most)) <= most
+    assert sorted(split[:, PART]) == list(range(len(split)))
+    assert merges.tolist() == expected_merges
+    assert len(items) <= shape.most_items(len(np.unique(items[:, TOKEN])))
+    assert len(merges) <= shape.most_merges(len(np.unique(items[:, TOKEN])))
 
 
 def test_a_full_device_is_not_split():
     shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=264)
     layout = SequenceLayout(*(np.array(a, np.int32) for a in (range(256), [600] * 256, [1] * 256)))
-    assert num_partials(make_items(layout, np.arange(256), shape)) == 0
+    items, merges = make_items(layout, np.arange(256), shape)
+    assert len(items) == 256 and len(merges) == 0
 
 
 def test_one_long_sequence_fills_the_device():
     shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=264)
     layout = SequenceLayout(*(np.array(a, np.int32) for a in ([0], [32767], [1])))
-    assert 24 <= len(make_items(layout, np.arange(1), shape)) <= 66
+    assert 24 <= len(make_items(layout, np.arange(1), shape)[0]) <= 66

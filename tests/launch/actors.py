@@ -48,7 +48,7 @@ from lightllm.workers.process import Worker
 STEP_SECONDS = 0.005
 PAUSE_TOKENS = 4321
 """A request for this many tokens makes the engine stand still for a while."""
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 1.3
 FACTS = {"vocab_size": 512, "max_model_len": 1 << 20, "eos_ids": [], "generation_defaults": {}}
 
 

@@ -47,8 +47,11 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         answer = server.wait_ready().stream("generate 100000")
         next(answer)
-        server.process.send_signal(signal.SIGINT)
+        for _ in range(2):  # as when a terminal and a wrapper script both pass it on
+            server.process.send_signal(signal.SIGINT)
         server.wait_for("draining")
+        assert next(answer) == "token"
+        time.sleep(0.4)
         begin = time.monotonic()
         assert server.stop() == 128 + signal.SIGTERM
         assert time.monotonic() - begin < 1
@@ -95,12 +98,12 @@ def test_a_killed_worker_fails_its_requests_at_once_and_comes_back(tmp_path: Pat
             answer = server.stream("generate 100000")
             next(answer)
             killed = server.kill(name)
-            last = list(answer)[-1]
+            rest = list(answer)
             assert time.monotonic() - killed < SEEN_WITHIN
             if name == "frontend-0":
-                assert last == "token", "the connection went with its process"
+                assert set(rest) <= {"token"}, "the connection went with its process"
             else:
-                assert last == f"failed: the {name} was killed by signal 9 (SIGKILL)"
+                assert rest[-1] == f"failed: the {name} was killed by signal 9 (SIGKILL)"
                 assert server.ask("generate 1") == ["refused: not ready"]
             server.wait_for(f"the {name} is ready again")
             server.wait_all_up()
@@ -170,12 +173,11 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path, stopped: tuple[str
 
 
 def test_a_stalled_engine_shows_its_stacks_and_fails_its_requests(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, longest_step_seconds=0.3) as server:
+    with ServerProcess(tmp_path, longest_step_seconds=0.4) as server:
         server.wait_ready()
-        begin = time.monotonic()
         lines = server.ask("generate 4321")
-        assert lines[-1] == "failed: the engine has work but took no step for 0.3 s"
-        assert time.monotonic() - begin < 1.0
+        assert lines[-1] == "failed: the engine has work but took no step for 0.4 s"
+        assert "takes steps again" not in server.log
         server.wait_for('actors.py", line')
         server.wait_for("the engine takes steps again")
         server.wait_all_up()

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from markdown import GENERATED, code, table
 
+from lightllm import envs
 from lightllm.cli.flags import field_docs
 from lightllm.config.settings import Settings
 
@@ -28,7 +29,16 @@ value out of range, an unknown flag or an unknown keyword is an error that names
 def page() -> str:
     """The whole page."""
     hints = get_type_hints(Settings)
-    return GENERATED + INTRODUCTION + "".join(_section(field.name, hints[field.name]) for field in fields(Settings))
+    sections = [_section(field.name, hints[field.name]) for field in fields(Settings)]
+    return GENERATED + INTRODUCTION + "".join(sections) + _variables()
+
+
+def _variables() -> str:
+    rows = [
+        [code(variable.name), ", ".join(map(code, variable.choices)), code(variable.default), variable.help]
+        for variable in envs.ALL
+    ]
+    return "\n## Environment\n\n" + table(("variable", "values", "default", "meaning"), rows)
 
 
 def _section(name: str, cls: type) -> str:

@@ -7,7 +7,7 @@ the matrix units and the exponentials between them.
 
 A program computes one item (see `attention_plan`): up to BLOCK_M rows, which are tokens times the query heads of one
 key/value head, over a range of keys, gathered by slot. Online softmax in base 2 as in FlashAttention-2 (arXiv
-2307.08691, section 3.1), split over keys as in Flash-Decoding; the last part of a tile to finish merges all of them.
+2307.08691, section 3.1), split over keys as in Flash-Decoding; `merge_kernel` puts the parts of a tile together.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def attention_kernel(
     items,
     out,
     partial_values,
-    partial_stats,
-    counters,
+    partial_weights,
     slopes,
     table_stride,
     cache_stride,
@@ -58,8 +57,6 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    MERGE_ROWS: tl.constexpr,
-    MERGE_PARTS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_ALIBI: tl.constexpr,
@@ -67,7 +64,7 @@ def attention_kernel(
     PDL: tl.constexpr,
 ):
     # Grid (KV_HEADS, items). q, out [tokens, Hq, D]; partial_values [parts, KV_HEADS, BLOCK_M, D] float32,
-    # partial_stats [parts, KV_HEADS, 2, BLOCK_M] float32 (highest score, total weight); counters [tiles, KV_HEADS].
+    # partial_weights [parts, KV_HEADS, BLOCK_M] float32: log2 of the part's total weight.
     kv_head = tl.program_id(0)
     item = items + tl.program_id(1) * ITEM_SIZE
     if PDL:
@@ -77,7 +74,7 @@ def attention_kernel(
     count = tl.load(item + 2)
     key_start = tl.load(item + 4)
     key_end = tl.load(item + 5)
-    num_parts = tl.load(item + 8)
+    num_parts = tl.load(item + 7)
     slots = table + tl.load(item + 3).to(tl.int64) * table_stride
     if PDL:
         tlx.gdc_wait()
@@ -131,70 +128,62 @@ def attention_kernel(
         accumulator = tl.dot(weight.to(queries.dtype), v.to(queries.dtype), accumulator, input_precision=PRECISION)
         highest = new_highest
 
+    result = accumulator / tl.where(total > 0, total, 1.0)[:, None]
     if num_parts == 1:
-        result = accumulator / total[:, None]
         tl.store(out + place, result.to(out.dtype.element_ty), mask=stored)
     else:
-        part = (tl.load(item + 6) * KV_HEADS + kv_head).to(tl.int64)
-        own = partial_values + part * (BLOCK_M * HEAD_DIM) + row[:, None] * HEAD_DIM + dim[None, :]
-        tl.store(own, accumulator, mask=stored)
-        own = partial_stats + part * (2 * BLOCK_M) + row
-        tl.store(own, highest, mask=valid)
-        tl.store(own + BLOCK_M, total, mask=valid)
-        tl.debug_barrier()
-        counter = counters + tl.load(item + 9) * KV_HEADS + kv_head
-        if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num_parts - 1:
-            tl.store(counter, 0)
-            _merge(
-                out, partial_values, partial_stats, tl.load(item + 7), num_parts, first_token, count, kv_head,
-                KV_HEADS, GROUP, HEAD_DIM, BLOCK_M, BLOCK_D, MERGE_ROWS, MERGE_PARTS,
-            )  # fmt: skip
+        part = (tl.load(item + 6) * KV_HEADS + kv_head).to(tl.int64) * BLOCK_M
+        tl.store(partial_values + (part + row)[:, None] * HEAD_DIM + dim[None, :], result, mask=stored)
+        tl.store(partial_weights + part + row, highest + tl.log2(total), mask=valid)
 
 
 @triton.jit
-def _merge(
+def merge_kernel(
     out,
     partial_values,
-    partial_stats,
-    first_part,
-    num_parts,
-    first_token,
-    count,
-    kv_head,
+    partial_weights,
+    merges,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    MERGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    MERGE_ROWS: tl.constexpr,
-    MERGE_PARTS: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """The parts of one tile into its output, MERGE_ROWS rows by MERGE_PARTS parts at a time, in a fixed order."""
+    # Grid (query heads, merges): the parts of one head's rows of a tile, in a fixed order.
+    head = tl.program_id(0)
+    merge = merges + tl.program_id(1) * MERGE_SIZE
+    if PDL:
+        tlx.gdc_launch_dependents()
+    first_token = tl.load(merge).to(tl.int64)
+    count = tl.load(merge + 1)
+    first_part = tl.load(merge + 2)
+    num_parts = tl.load(merge + 3)
+    if PDL:
+        tlx.gdc_wait()
     dim = tl.arange(0, BLOCK_D)
-    for first_row in tl.range(0, count * GROUP, MERGE_ROWS):
-        row = first_row + tl.arange(0, MERGE_ROWS)
-        valid = row < count * GROUP
-        values = tl.zeros([MERGE_ROWS, BLOCK_D], tl.float32)
-        total = tl.zeros([MERGE_ROWS], tl.float32)
-        highest = tl.full([MERGE_ROWS], LOWEST, tl.float32)
-        for start in tl.range(0, num_parts, MERGE_PARTS):
-            index = start + tl.arange(0, MERGE_PARTS)
-            part = ((first_part + index) * KV_HEADS + kv_head).to(tl.int64)
-            there = (index < num_parts)[:, None] & valid[None, :]
-            stats = partial_stats + part[:, None] * (2 * BLOCK_M) + row[None, :]
-            part_highest = tl.load(stats, mask=there, other=LOWEST, cache_modifier=".cg")
-            part_total = tl.load(stats + BLOCK_M, mask=there, other=0.0, cache_modifier=".cg")
-            places = part[:, None, None] * (BLOCK_M * HEAD_DIM) + row[None, :, None] * HEAD_DIM + dim[None, None, :]
-            stored = there[:, :, None] & (dim[None, None, :] < HEAD_DIM)
-            part_values = tl.load(partial_values + places, mask=stored, other=0.0, cache_modifier=".cg")
-            new_highest = tl.maximum(highest, tl.max(part_highest, 0))
+    for token in tl.range(0, count):
+        row = token * GROUP + head % GROUP
+        values = tl.zeros([BLOCK_D], tl.float32)
+        total = 0.0
+        highest = LOWEST
+        for start in tl.range(0, num_parts, BLOCK_PARTS):
+            index = start + tl.arange(0, BLOCK_PARTS)
+            there = index < num_parts
+            place = ((first_part + index) * KV_HEADS + head // GROUP).to(tl.int64) * BLOCK_M + row
+            weight = tl.load(partial_weights + place, mask=there, other=LOWEST)
+            part = tl.load(
+                partial_values + place[:, None] * HEAD_DIM + dim[None, :],
+                mask=there[:, None] & (dim[None, :] < HEAD_DIM),
+                other=0.0,
+            )
+            new_highest = tl.maximum(highest, tl.max(weight, 0))
             rescale = tl.exp2(highest - new_highest)
-            weight = tl.exp2(part_highest - new_highest[None, :])
-            total = total * rescale + tl.sum(part_total * weight, 0)
-            values = values * rescale[:, None] + tl.sum(part_values * weight[:, :, None], 0)
+            weight = tl.exp2(weight - new_highest)
+            total = total * rescale + tl.sum(weight, 0)
+            values = values * rescale + tl.sum(part * weight[:, None], 0)
             highest = new_highest
-        head = kv_head * GROUP + row % GROUP
-        place = (first_token + row // GROUP)[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + head[:, None] * HEAD_DIM
-        stored = valid[:, None] & (dim[None, :] < HEAD_DIM)
-        result = values / tl.where(valid, total, 1.0)[:, None]
-        tl.store(out + place + dim[None, :], result.to(out.dtype.element_ty), mask=stored)
+        to = out + ((first_token + token) * (KV_HEADS * GROUP) + head) * HEAD_DIM + dim
+        tl.store(to, (values / total).to(out.dtype.element_ty), mask=dim < HEAD_DIM)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, SequenceLayout
-from lightllm.kernels.triton.attention import attention_kernel
-from lightllm.kernels.triton.attention_plan import COUNT, ITEM_SIZE, TileShape, make_items, num_partials
+from lightllm.kernels.triton.attention import attention_kernel, merge_kernel
+from lightllm.kernels.triton.attention_plan import ITEM_SIZE, MERGE_NUM_PARTS, MERGE_SIZE, TileShape, make_items
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 SMALL_ROWS = 16
@@ -48,31 +48,37 @@ def tiling_for(rows: int, head_dim: int) -> Tiling:
 
 
 class Workspace:
-    """Where the parts of a split tile meet. Counters are zero whenever no kernel runs."""
+    """Where the parts of a split tile wait for their merge."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.values = torch.empty(0, dtype=torch.float32, device=device)
-        self.stats = torch.empty(0, dtype=torch.float32, device=device)
-        self.counters = torch.zeros(0, dtype=torch.int32, device=device)
+        self.weights = torch.empty(0, dtype=torch.float32, device=device)
 
-    def fit(self, shape: TileShape, head_dim: int, parts: int, tiles: int) -> None:
-        """Grow to hold this many parts and tiles."""
-        rows = parts * shape.num_kv_heads * shape.rows
-        if self.stats.numel() < 2 * rows or self.values.numel() < rows * head_dim:
-            self.values = torch.empty(rows * head_dim, dtype=torch.float32, device=self._device)
-            self.stats = torch.empty(2 * rows, dtype=torch.float32, device=self._device)
-        if self.counters.numel() < tiles * shape.num_kv_heads:
-            self.counters = torch.zeros(tiles * shape.num_kv_heads, dtype=torch.int32, device=self._device)
+    def fit(self, num_rows: int, head_dim: int) -> None:
+        """Grow to hold this many rows of all parts and heads."""
+        if self.weights.numel() < num_rows or self.values.numel() < num_rows * head_dim:
+            self.values = torch.empty(num_rows * head_dim, dtype=torch.float32, device=self._device)
+            self.weights = torch.empty(num_rows, dtype=torch.float32, device=self._device)
 
 
 @dataclass(frozen=True, slots=True)
 class TileLaunch:
-    """One launch: its items [I, ITEM_SIZE] on the device and where their parts meet."""
+    """One kind of tile: its items [I, ITEM_SIZE] and merges [J, MERGE_SIZE] on the device, one int32 array `both`."""
 
-    items: Tensor
+    both: Tensor
+    num_items: int
+    num_merges: int
     tiling: Tiling
     workspace: Workspace
+
+    @property
+    def items(self) -> Tensor:
+        return self.both[: self.num_items * ITEM_SIZE]
+
+    @property
+    def merges(self) -> Tensor:
+        return self.both[self.num_items * ITEM_SIZE :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,32 +116,31 @@ class TritonAttention:
         launches = []
         for rows, members in self._by_rows(layout):
             tiling = self._tiling_for(rows, self._shape.head_dim)
-            items = make_items(layout, members, self._tile_shape(tiling))
+            items, merges = make_items(layout, members, self._tile_shape(tiling))
             workspace = self._workspaces.setdefault(rows, Workspace(self._device))
-            workspace.fit(self._tile_shape(tiling), self._shape.head_dim, num_partials(items), len(items))
-            launches.append(TileLaunch(torch.from_numpy(items).to(self._device), tiling, workspace))
+            workspace.fit(int(merges[:, MERGE_NUM_PARTS].sum()) * self._rows_of_part(tiling), self._shape.head_dim)
+            both = torch.from_numpy(np.concatenate([items.ravel(), merges.ravel()]))
+            both = both.to(self._device, non_blocking=True)
+            launches.append(TileLaunch(both, len(items), len(merges), tiling, workspace))
         return AttentionPlan(table, tuple(launches))
 
     def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor) -> PlanBuffers:
         """Buffers for steps of at most this many sequences and tokens (as many tokens as sequences: decodes only)."""
-        small = self._small_rows
+        small, large = self._small_rows, self._large_rows(max_tokens)
         tiles = {small: max_tokens}
-        large = self._large_rows(max_tokens)
         if max_tokens > max_sequences and large > small:
-            tiles[large] = max_sequences + max_tokens // max(1, large // self._shape.group)
+            tiles = {small: max_sequences, large: max_sequences + max_tokens // max(1, large // self._shape.group)}
         launches, staging = [], []
         for rows, most_tiles in tiles.items():
             tiling = self._tiling_for(rows, self._shape.head_dim)
             shape = self._tile_shape(tiling)
-            most = shape.most_items(most_tiles)
+            num_items, num_merges = shape.most_items(most_tiles), shape.most_merges(most_tiles)
             workspace = Workspace(self._device)
-            workspace.fit(shape, self._shape.head_dim, most, most_tiles)
-            items = torch.zeros(most, ITEM_SIZE, dtype=torch.int32, device=self._device)
-            launches.append(TileLaunch(items, tiling, workspace))
+            workspace.fit(num_items * self._rows_of_part(tiling), self._shape.head_dim)
+            both = torch.zeros(num_items * ITEM_SIZE + num_merges * MERGE_SIZE, dtype=torch.int32, device=self._device)
+            launches.append(TileLaunch(both, num_items, num_merges, tiling, workspace))
             pinned = self._device.type == "cuda"
-            staging.append(
-                tuple(torch.zeros(items.shape, dtype=torch.int32, pin_memory=pinned) for _ in range(STAGING))
-            )
+            staging.append(tuple(torch.zeros(both.shape, dtype=torch.int32, pin_memory=pinned) for _ in range(STAGING)))
         return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, tuple(staging))
 
     def plan_into(self, buffers: PlanBuffers, layout: SequenceLayout) -> None:
@@ -146,14 +151,16 @@ class TritonAttention:
         assert len(layout.lens) <= buffers.max_sequences and int(layout.lens.sum()) <= buffers.max_tokens
         turn = buffers.turn
         buffers.turn = (turn + 1) % STAGING
-        lens_of = self._members_for(buffers, layout)
-        for launch, hosts, members in zip(buffers.plan.launches, buffers.staging, lens_of, strict=True):
-            items = make_items(layout, members, self._tile_shape(launch.tiling), len(launch.items))
-            host = hosts[turn]
-            view = host.numpy()
-            view[: len(items)] = items
-            view[len(items) :, COUNT] = 0
-            launch.items.copy_(host, non_blocking=True)
+        kinds = self._members_for(buffers, layout)
+        for launch, hosts, members in zip(buffers.plan.launches, buffers.staging, kinds, strict=True):
+            items, merges = make_items(layout, members, self._tile_shape(launch.tiling))
+            assert len(items) <= launch.num_items and len(merges) <= launch.num_merges
+            view = hosts[turn].numpy()
+            view[:] = 0
+            view[: items.size] = items.ravel()
+            first = launch.num_items * ITEM_SIZE
+            view[first : first + merges.size] = merges.ravel()
+            launch.both.copy_(hosts[turn], non_blocking=True)
 
     def run(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: object, params: AttentionParams) -> Tensor:
         assert isinstance(plan, AttentionPlan)
@@ -175,8 +182,9 @@ class TritonAttention:
     ) -> None:
         shape, tiling, workspace = self._shape, launch.tiling, launch.workspace
         assert k_cache.stride() == v_cache.stride() and k_cache.stride(1) == shape.head_dim
-        merge_rows = min(tiling.rows, 16, next_power_of_2(shape.group))
-        attention_kernel[(shape.num_kv_heads, len(launch.items))](
+        options = launcher_for(q.device).options
+        block_d = max(16, next_power_of_2(shape.head_dim))
+        attention_kernel[(shape.num_kv_heads, launch.num_items)](
             q,
             k_cache,
             v_cache,
@@ -184,8 +192,7 @@ class TritonAttention:
             launch.items,
             out,
             workspace.values,
-            workspace.stats,
-            workspace.counters,
+            workspace.weights,
             out if params.alibi_slopes is None else params.alibi_slopes,
             table.stride(0),
             k_cache.stride(0),
@@ -198,17 +205,34 @@ class TritonAttention:
             ITEM_SIZE=ITEM_SIZE,
             BLOCK_M=tiling.rows,
             BLOCK_N=tiling.block_n,
-            BLOCK_D=max(16, next_power_of_2(shape.head_dim)),
-            MERGE_ROWS=merge_rows,
-            MERGE_PARTS=max(1, 4096 // (merge_rows * next_power_of_2(shape.head_dim))),
+            BLOCK_D=block_d,
             HAS_WINDOW=params.window is not None,
             HAS_CAP=params.soft_cap is not None,
             HAS_ALIBI=params.alibi_slopes is not None,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
-            **launcher_for(q.device).options,
+            **options,
         )
+        if launch.num_merges:
+            merge_kernel[(shape.num_q_heads, launch.num_merges)](
+                out,
+                workspace.values,
+                workspace.weights,
+                launch.merges,
+                KV_HEADS=shape.num_kv_heads,
+                GROUP=shape.group,
+                HEAD_DIM=shape.head_dim,
+                MERGE_SIZE=MERGE_SIZE,
+                BLOCK_M=tiling.rows,
+                BLOCK_D=block_d,
+                BLOCK_PARTS=max(8, 4096 // block_d),
+                num_warps=4,
+                **options,
+            )
+
+    def _rows_of_part(self, tiling: Tiling) -> int:
+        return self._shape.num_kv_heads * tiling.rows
 
     def _tile_shape(self, tiling: Tiling) -> TileShape:
         slots = tiling.occupancy * self._processors

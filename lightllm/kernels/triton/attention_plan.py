@@ -6,9 +6,9 @@ enough to fill the device and few enough that merging costs little:
 
     keys    0 ............................ 4096
     tile    [ part 0 ][ part 1 ][ part 2 ]        each part one item: one program per key/value head
-                              the last to finish merges (counter)
+    merge   [        one output          ]        one program per query head
 
-An item is a row of `ITEM_SIZE` int32; its fields are the constants below.
+An item is a row of `ITEM_SIZE` int32, a merge a row of `MERGE_SIZE`; their fields are the constants below.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from lightllm.kernels.ops.contracts import SequenceLayout
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
-ITEM_SIZE = 12
-TOKEN, POSITION, COUNT, ROW, KEY_START, KEY_END, PART, FIRST_PART, NUM_PARTS, TILE = range(10)
+ITEM_SIZE = 8
+TOKEN, POSITION, COUNT, ROW, KEY_START, KEY_END, PART, NUM_PARTS = range(8)
+MERGE_SIZE = 4
+MERGE_TOKEN, MERGE_COUNT, MERGE_FIRST_PART, MERGE_NUM_PARTS = range(4)
 
-START_COST = 192
+START_COST = 128
 """What starting a program costs, in keys it could have read meanwhile."""
-MERGE_COST = 192
+MERGE_COST = 128
 """What merging parts costs, likewise, plus `MERGE_COST_PER_PART` for each."""
-MERGE_COST_PER_PART = 8
+MERGE_COST_PER_PART = 1
 _PART_SIZES = np.array([64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 1 << 20], np.int64)
 
 
@@ -49,47 +51,47 @@ class TileShape:
         return max(1, self.rows // self.group)
 
     def most_items(self, num_tiles: int) -> int:
-        """A bound on the items of a step with this many tiles, for buffers made ahead."""
+        """The most items a step with this many tiles is cut into."""
         return num_tiles + 2 * -(-self.slots // self.num_kv_heads)
 
+    def most_merges(self, num_tiles: int) -> int:
+        """The most tiles that have several parts."""
+        return min(num_tiles, self.most_items(0))
 
-def make_items(layout: SequenceLayout, members: Int64, shape: TileShape, most_items: int | None = None) -> Int32:
-    """The items [I, ITEM_SIZE] of the sequences `members`, longest first. At most `most_items`, if given."""
+
+def make_items(layout: SequenceLayout, members: Int64, shape: TileShape) -> tuple[Int32, Int32]:
+    """The items [I, ITEM_SIZE] of the sequences `members`, longest first, and the merges [J, MERGE_SIZE]."""
     if len(members) == 0:
-        return np.empty((0, ITEM_SIZE), np.int32)
+        return np.empty((0, ITEM_SIZE), np.int32), np.empty((0, MERGE_SIZE), np.int32)
     first_tokens = np.cumsum(layout.lens, dtype=np.int64) - layout.lens
     sequence, offset = _repeat(members, -(-layout.lens[members].astype(np.int64) // shape.tokens))
     offset = offset * shape.tokens
     count = np.minimum(shape.tokens, layout.lens[sequence] - offset)
     position = layout.starts[sequence].astype(np.int64) + offset
     num_keys = position + count
-    part_size = choose_part_size(num_keys, shape, most_items)
+    part_size = choose_part_size(num_keys, shape)
     parts = -(-num_keys // part_size)
-    tile, part = _repeat(np.arange(len(sequence)), parts)
+    size = np.minimum(-(-num_keys // parts // 64) * 64, part_size)  # equal parts, in whole blocks
+    size = np.where(parts > 1, size, num_keys)
+    parts = -(-num_keys // size)
     first_part = np.cumsum(np.where(parts > 1, parts, 0)) - parts  # meaningless, and unused, where there is one part
-    size = -(-num_keys // parts)
-    size = np.minimum(-(-size // 64) * 64, part_size)  # equal parts, in whole blocks
-    items = np.zeros((len(tile), ITEM_SIZE), np.int32)
-    items[:, TOKEN] = (first_tokens[sequence] + offset)[tile]
+    tile, part = _repeat(np.arange(len(sequence)), parts)
+    token = first_tokens[sequence] + offset
+    items = np.empty((len(tile), ITEM_SIZE), np.int32)
+    items[:, TOKEN] = token[tile]
     items[:, POSITION] = position[tile]
     items[:, COUNT] = count[tile]
     items[:, ROW] = layout.rows[sequence][tile]
-    items[:, KEY_START] = np.minimum(part * size[tile], num_keys[tile])
+    items[:, KEY_START] = part * size[tile]
     items[:, KEY_END] = np.minimum((part + 1) * size[tile], num_keys[tile])
     items[:, PART] = first_part[tile] + part
-    items[:, FIRST_PART] = first_part[tile]
     items[:, NUM_PARTS] = parts[tile]
-    items[:, TILE] = tile
     order = np.argsort(items[:, KEY_START] - items[:, KEY_END], kind="stable")
-    return items[order]
+    merges = np.stack([token, count, first_part, parts], axis=1)[parts > 1]
+    return items[order], merges.astype(np.int32)
 
 
-def num_partials(items: Int32) -> int:
-    """Parts whose result goes through the workspace."""
-    return int((items[:, NUM_PARTS] > 1).sum())
-
-
-def choose_part_size(num_keys: Int64, shape: TileShape, most_items: int | None = None) -> int:
+def choose_part_size(num_keys: Int64, shape: TileShape) -> int:
     """The part size of least estimated time: waves of programs times a part's keys, plus starting and merging."""
     sizes = _PART_SIZES
     parts = -(-num_keys[None, :] // sizes[:, None])  # [sizes, tiles]
@@ -101,8 +103,7 @@ def choose_part_size(num_keys: Int64, shape: TileShape, most_items: int | None =
     most_parts = parts.max(1)
     merge = np.where(most_parts > 1, MERGE_COST + MERGE_COST_PER_PART * most_parts, 0)
     cost = np.where(waves > 2, many, few) + merge
-    if most_items is not None:
-        cost = np.where(items <= most_items, cost, np.inf)
+    cost = np.where(items <= shape.most_items(len(num_keys)), cost, np.inf)
     return int(sizes[int(np.argmin(cost))])
 
 
