@@ -30,7 +30,7 @@ class Target:
         """http://host:port, with or without /v1. Raises ConfigError for anything else."""
         parts = urlsplit(url if "//" in url else f"http://{url}")
         try:
-            port = parts.port or 80
+            port = 80 if parts.port is None else parts.port
         except ValueError:
             port = 0
         if parts.scheme != "http" or not parts.hostname or not port:

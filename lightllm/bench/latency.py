@@ -80,7 +80,7 @@ class LoadResult:
         """Latencies, then rates."""
         named = {"TTFT": self.ttft, "TPOT": self.tpot, "ITL": self.itl, "largest gap": self.mtpot}
         rows = [
-            [name, *(seconds(value) for value in (s.mean, s.p50, s.p90, s.p99, s.largest))]
+            [name, *(seconds(value) if s.count else "-" for value in (s.mean, s.p50, s.p90, s.p99, s.largest))]
             for name, s in {**named, "latency": self.latency}.items()
         ]
         rates = [

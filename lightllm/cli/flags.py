@@ -59,7 +59,9 @@ class SamplingFlags:
         """What was set, by the names of SamplingParams."""
         names = {"sampling_seed": "seed"}
         values = {names.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value not in (None, (), False)}
+        return {
+            name: value for name, value in values.items() if value is not None and value is not False and value != ()
+        }
 
 
 def parse(flags: type[Flags], command: str, argv: Sequence[str], *, append: bool = True) -> Flags:

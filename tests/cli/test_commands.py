@@ -1,0 +1,91 @@
+"""The commands as a person runs them: in processes of their own, on a tiny random checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    command = [sys.executable, "-m", "lightllm.cli.main", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_generate_as_json(tiny_llama: Path) -> None:
+    done = run(
+        *("generate", str(tiny_llama), "--prompt", "the quick", "--prompt", "a server"),
+        *("--max-tokens", "5", "--temperature", "0", "--ignore_eos", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["prompt"] for line in lines] == ["the quick", "a server"]
+    assert all(line["completion_tokens"] == 5 and line["finish_reason"] == "length" for line in lines)
+
+
+def test_chat_answers_each_line_of_a_pipe(tiny_llama: Path) -> None:
+    question = "hello\n/system be brief\nhello\n/exit\nnever asked\n"
+    done = run("chat", str(tiny_llama), "--max-tokens", "3", "--stop", "\n", "--sampling-seed", "1", stdin=question)
+    assert done.returncode == 0, done.stderr
+    assert "The system message is set." in done.stderr
+    assert done.stdout.count("\n") == 2
+
+
+def test_bench_offline_writes_figures_and_a_cost_model(tiny_llama: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(tiny_llama / "config.json", bare)
+    report, cost = tmp_path / "report.json", tmp_path / "cost.json"
+    done = run(
+        *("bench", "offline", str(bare), "--dummy", "--workload", "ragged", "--requests", "4"),
+        *("--input-len", "4-20", "--output-len", "8-12", "--max-total-tokens", "512"),
+        *("--json", str(report), "--cost-model", str(cost)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ragged (output)" in done.stdout
+    (result,) = json.loads(report.read_text())["results"]
+    assert result["tokens_per_second"] > 0
+    assert result["ttft"]["count"] == 4
+    assert json.loads(cost.read_text())["format"] == "lightllm-step-cost"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["bogus"], 2, "no command 'bogus'"),
+        (["serve", "/no/such/directory"], 1, "neither a directory nor a hub name"),
+        (["serve", "--port", "70000"], 1, "port must be between 0 and 65535, got 70000"),
+        (["serve", "--prot", "8000"], 2, "--prot"),
+        (["bench", "serve", "--url", "ftp://x"], 1, "url must look like http://host:port"),
+        (["bench", "serve", "--url", "http://127.0.0.1:9"], 1, "no answer from 127.0.0.1:9"),
+        (["generate", "/no/such/directory", "--prompt", "x"], 1, "neither a directory"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments: list[str], code: int, words: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_looks_at_the_model_before_it_starts(tiny_llama: Path, tmp_path: Path) -> None:
+    config: dict[str, Any] = json.loads((tiny_llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "no_such_model"}))
+    done = run("serve", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "model_type 'no_such_model' is not supported" in done.stderr
+
+
+def test_serve_does_not_load_torch() -> None:
+    script = "import sys, lightllm.cli.serve, lightllm.launch; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
