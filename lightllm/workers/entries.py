@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 
-from lightllm.config.locate import find_model
+from lightllm.config.locate import find_model, find_tokenizer
 from lightllm.config.settings import ModelSettings
 from lightllm.metrics import MetricSet
 from lightllm.protocol.messages import DetokenizerInbox, EngineInbox, FrontendInbox, TextBatch
@@ -56,7 +56,7 @@ def detokenizer(worker: Worker) -> None:
 
 def load_tokenizer(model: ModelSettings) -> Tokenizer:
     """The tokenizer that goes with a model. Raises ConfigError or CheckpointError."""
-    return Tokenizer.load(find_model(model.tokenizer or model.model))
+    return Tokenizer.load(find_tokenizer(model.tokenizer, find_model(model.model)))
 
 
 def frontend_name(index: int) -> str:

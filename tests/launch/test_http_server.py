@@ -22,12 +22,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    """A directory with a tokenizer."""
+    """A model directory that has a tokenizer and no weights."""
     spec = importlib.util.spec_from_file_location("toy_tokenizers", TOYS)
     assert spec is not None and spec.loader is not None
     toys = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toys)
-    return str(toys.save(toys.BUILDERS["byte_level"](), tmp_path / "model", **toys.NAMED["byte_level"]))
+    directory = toys.save(toys.BUILDERS["byte_level"](), tmp_path / "model", **toys.NAMED["byte_level"])
+    (directory / "config.json").write_text("{}")
+    return str(directory)
 
 
 def test_health_follows_the_engine_and_text_comes_back(tmp_path: Path, model: str) -> None:
