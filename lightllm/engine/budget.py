@@ -23,14 +23,16 @@ class Budget:
     reason: str
 
 
-def plan_pool(layout: KvLayout, settings: EngineSettings, device: Device, most_useful: int) -> Budget:
-    """Slots for the KV pool, weights being loaded already.
+def plan_pool(
+    layout: KvLayout, settings: EngineSettings, device: Device, most_useful: int, activations: int = 0
+) -> Budget:
+    """Slots for the KV pool, weights being loaded already and a step needing `activations` bytes at its peak.
 
     `most_useful` is what all requests that may run could ever fill. Raises OutOfMemory naming the flag to change.
     """
     if settings.max_total_tokens is not None:
         return Budget(settings.max_total_tokens, "asked for with --max-total-tokens")
-    room, rule = _room(settings, device)
+    room, rule = _room(settings, device, activations)
     tokens = room // layout.bytes_per_token
     if tokens < FEWEST_TOKENS:
         raise OutOfMemory(
@@ -42,13 +44,14 @@ def plan_pool(layout: KvLayout, settings: EngineSettings, device: Device, most_u
     return Budget(tokens, f"{room / 2**30:.2f} GiB of {layout.bytes_per_token} bytes per token ({rule})")
 
 
-def _room(settings: EngineSettings, device: Device) -> tuple[int, str]:
+def _room(settings: EngineSettings, device: Device, activations: int) -> tuple[int, str]:
     """Bytes the pool may take, and the rule that says so."""
     free = free_memory(device)
     if device.is_cuda:
         fraction = settings.memory_fraction or CUDA_FRACTION
         reserved = int(total_memory(device) * (1 - fraction))
-        return free - reserved, f"{free / 2**30:.1f} GiB free less {1 - fraction:.0%} of the device"
+        rule = f"{free / 2**30:.1f} GiB free less {1 - fraction:.0%} of the device"
+        return free - reserved - activations, f"{rule} and a measured {activations / 2**30:.2f} GiB for a full step"
     fraction = settings.memory_fraction or CPU_FRACTION
     room = int(free * fraction)
     if settings.memory_fraction is None and room > CPU_MOST_BYTES:

@@ -12,16 +12,14 @@ import torch
 from lightllm.config.settings import ModelSettings, Settings
 from lightllm.device.device import Device, find_device, usable_cores
 from lightllm.engine.budget import plan_pool
-from lightllm.engine.rows import RowTables
+from lightllm.engine.frame import Frame, measure_step
 from lightllm.engine.runner import Engine
 from lightllm.errors import ConfigError
 from lightllm.kernels.registry import choose_kernels
-from lightllm.kvcache.pool import KvPool
 from lightllm.models.checkpoint import DummySource, SafetensorsSource
 from lightllm.models.config_reader import ConfigReader
 from lightllm.models.decoder import Decoder, DecoderSpec
 from lightllm.models.registry import read_model_spec
-from lightllm.sampling.sampler import Sampler
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_STEP_TOKENS = 512
@@ -57,18 +55,17 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
     dtype, why_dtype = _choose_dtype(settings.model, config, device)
     spec = read_model_spec(config, allow_unknown_keys=settings.model.allow_unknown_config_keys)
     limit, why_limit = _position_limit(spec, settings.model)
-    kernels = choose_kernels(device, dtype)
+    kernels = choose_kernels(device, dtype, spec.head_shape)
     begun = time.perf_counter()
     model = _load(settings.model, directory, spec, limit, dtype, device, kernels)
     loaded_in = time.perf_counter() - begun
-    budget = plan_pool(spec.kv_layout(dtype), settings.engine, device, settings.scheduler.max_running * limit)
+    max_running = settings.scheduler.max_running
+    step_tokens = settings.scheduler.max_step_tokens or (CUDA_STEP_TOKENS if device.is_cuda else CPU_STEP_TOKENS)
+    frame = Frame(model, kernels, spec, dtype, device, max_running, threads)
+    activations = measure_step(frame, step_tokens) if device.is_cuda else 0
+    budget = plan_pool(spec.kv_layout(dtype), settings.engine, device, max_running * limit, activations)
     max_len = min(limit, budget.tokens)
-    pool = KvPool(spec.kv_layout(dtype), budget.tokens, device.torch_device)
-    rows = RowTables(settings.scheduler.max_running, max_len, budget.tokens, device.torch_device)
-    sampler = Sampler(max_rows=settings.scheduler.max_running, vocab_size=spec.vocab_size, device=device.torch_device)
-    engine = Engine(model, pool, kernels, sampler, rows, device, threads)
-    default_step = CUDA_STEP_TOKENS if device.is_cuda else CPU_STEP_TOKENS
-    step_tokens = settings.scheduler.max_step_tokens or default_step
+    engine = frame.engine(budget.tokens, max_len, graphs=device.is_cuda)
     resolved = (
         Resolved("device", f"{device.torch_device} ({device.name})", why_device),
         Resolved("dtype", str(dtype).removeprefix("torch."), why_dtype),

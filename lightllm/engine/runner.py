@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightllm.device.device import Device
+from lightllm.engine.graphs import DecodeGraphs
 from lightllm.engine.rows import FlatTokens, RowTables, last_tokens
 from lightllm.engine.transfer import Download, upload
 from lightllm.kernels.ops.contracts import KernelSet, SequenceLayout
@@ -74,7 +75,9 @@ class Engine:
         sampler: Sampler,
         rows: RowTables,
         device: Device,
+        *,
         threads: int | None = None,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._model = model
         self._pool = pool
@@ -82,6 +85,7 @@ class Engine:
         self._sampler = sampler
         self._rows = rows
         self._device = device.torch_device
+        self._graphs = graphs
         self._wanted_prompt_logprobs: dict[int, int] = {}
         self._thread: ThreadPoolExecutor | None = None
         if not device.is_cuda:
@@ -111,6 +115,8 @@ class Engine:
         sampled = np.flatnonzero(plan.sampled)
         lengths = (plan.starts + plan.lens)[sampled].astype(np.int64)
         sampling = self._sampler.prepare(plan.rows[sampled], lengths.astype(np.int32))
+        if self._graphs is not None and _only_decodes(plan) and len(plan.rows) <= self._graphs.max_batch:
+            return self._replay(plan, self._graphs, sampled, lengths, sampling, begun)
         scored = self._scored_tokens(plan)
         batch, rows, positions = self._batch(plan, sampled, lengths, scored)
         hidden = self._model.forward(batch, self._pool)
@@ -121,6 +127,30 @@ class Engine:
             chosen = self._sample(hidden[: len(sampled)], sampling, rows, positions, download)
         download.seal()
         return Enqueued(plan.step, sampled, download, begun, chosen, prompts)
+
+    def _replay(
+        self,
+        plan: StepPlan,
+        graphs: DecodeGraphs,
+        sampled: Int64,
+        lengths: Int64,
+        sampling: SamplingBatch,
+        begun: float,
+    ) -> Enqueued:
+        """A step of decodes only, through a captured graph; greedy ids come out of the graph itself."""
+        layout = SequenceLayout(plan.rows, plan.starts, plan.lens)
+        rope_lens = np.maximum(lengths, self._rows.prompt_lens(plan.rows))
+        output = graphs.run(layout, plan.slots, rope_lens)
+        download = Download(self._device)
+        if sampling.plain_greedy:
+            chosen = Sampled(output.greedy_ids, output.bad, None, sampling.logprob_rows, sampling.logprob_counts)
+        else:
+            chosen = self._sampler.sample(output.logits, sampling, self._rows.history)
+            rows, positions = upload([plan.rows.astype(np.int64), lengths], self._device)
+            self._rows.history[rows, positions] = chosen.token_ids
+        chosen = _send_sampled(chosen, download)
+        download.seal()
+        return Enqueued(plan.step, sampled, download, begun, chosen)
 
     def _open_rows(self, plan: StepPlan) -> None:
         self._rows.update(plan)
@@ -177,10 +207,7 @@ class Engine:
         """Choose the next tokens, leave them on the device for the next step, and send them to the host."""
         chosen = self._sampler.sample(self._model.logits(hidden), sampling, self._rows.history)
         self._rows.history[rows, positions] = chosen.token_ids
-        logprobs = None if chosen.logprobs is None else _send(chosen.logprobs, download)
-        return replace(
-            chosen, token_ids=download.add(chosen.token_ids), bad=download.add(chosen.bad), logprobs=logprobs
-        )
+        return _send_sampled(chosen, download)
 
     def _score_prompts(
         self, plan: StepPlan, hidden: Tensor, scored: dict[int, Int64], download: Download
@@ -205,6 +232,16 @@ def _logprobs(tensors: LogprobTensors, rows: slice = _ALL, most: int | None = No
     """Host tensors of P positions as arrays, with at most `most` likeliest tokens each."""
     chosen, ranks = tensors.chosen[rows].numpy(), tensors.ranks[rows].numpy()
     return Logprobs(chosen, ranks, tensors.top_ids[rows, :most].numpy(), tensors.top_values[rows, :most].numpy())
+
+
+def _only_decodes(plan: StepPlan) -> bool:
+    return bool(plan.sampled.all()) and len(plan.slots) == len(plan.rows) and not plan.prompt_logprobs.any()
+
+
+def _send_sampled(chosen: Sampled, download: Download) -> Sampled:
+    """The same outcome with its tensors on their way to the host."""
+    logprobs = None if chosen.logprobs is None else _send(chosen.logprobs, download)
+    return replace(chosen, token_ids=download.add(chosen.token_ids), bad=download.add(chosen.bad), logprobs=logprobs)
 
 
 def _send(tensors: LogprobTensors, download: Download) -> LogprobTensors:

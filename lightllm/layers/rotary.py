@@ -130,7 +130,8 @@ def dynamic_frequencies(config: RopeConfig, lens: Tensor) -> Tensor:
 
 
 def _plain(theta: float, dim: int) -> Tensor:
-    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+    return torch.reciprocal(torch.tensor(theta) ** exponents)
 
 
 def _llama3(plain: Tensor, config: RopeConfig) -> Tensor:

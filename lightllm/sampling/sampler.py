@@ -50,6 +50,11 @@ class SamplingBatch:
     logprob_counts: Int32
     logprob_indices: Uploaded | None
 
+    @property
+    def plain_greedy(self) -> bool:
+        """Every row takes its likeliest token as the logits are, and nobody wants log-probabilities."""
+        return self.draw is None and not self.edits and self.logprob_indices is None
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:

@@ -1,0 +1,90 @@
+"""Putting an engine around a loaded model, first a small one to measure what a full step needs, then the real one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+
+from lightllm.device.device import Device
+from lightllm.engine.graphs import DecodeGraphs, GraphAttention
+from lightllm.engine.rows import RowTables
+from lightllm.engine.runner import Engine
+from lightllm.errors import OutOfMemory
+from lightllm.kernels.ops.contracts import KernelSet
+from lightllm.kvcache.pool import KvPool
+from lightllm.models.decoder import Decoder, DecoderSpec
+from lightllm.protocol.plan import OpenedRow, StepPlan
+from lightllm.protocol.sampling_params import SamplingParams
+from lightllm.sampling.sampler import Sampler
+
+GRAPH_MAX_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything of an engine but its memory."""
+
+    model: Decoder
+    kernels: KernelSet
+    spec: DecoderSpec
+    dtype: torch.dtype
+    device: Device
+    max_running: int
+    threads: int | None
+
+    def engine(self, total_tokens: int, max_len: int, *, graphs: bool) -> Engine:
+        """An engine with a pool of `total_tokens` slots for sequences up to `max_len`."""
+        where = self.device.torch_device
+        pool = KvPool(self.spec.kv_layout(self.dtype), total_tokens, where)
+        rows = RowTables(self.max_running, max_len, total_tokens, where)
+        sampler = Sampler(max_rows=self.max_running, vocab_size=self.spec.vocab_size, device=where)
+        decode_graphs = None
+        if graphs:
+            attention = cast(GraphAttention, self.kernels.attention)
+            most = min(self.max_running, GRAPH_MAX_BATCH)
+            decode_graphs = DecodeGraphs(self.model, pool, attention, rows, most, where)
+        return Engine(
+            self.model, pool, self.kernels, sampler, rows, self.device, threads=self.threads, graphs=decode_graphs
+        )
+
+
+def measure_step(frame: Frame, step_tokens: int) -> int:
+    """Bytes that a full step takes at its peak, found by running one; compiles the kernels on the way.
+
+    The step has as many sequences as may run, all sampled. Raises OutOfMemory when it does not fit at all.
+    """
+    device = frame.device.torch_device
+    count = min(frame.max_running, step_tokens)
+    lens = np.full(count, step_tokens // count, np.int32)
+    lens[0] += step_tokens - int(lens.sum())
+    try:
+        engine = frame.engine(step_tokens, int(lens[0]) + 1, graphs=False)
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        engine.collect(engine.launch(_full_step(count, lens)))
+        peak = torch.cuda.max_memory_allocated(device) - before
+    except torch.OutOfMemoryError as error:
+        message = f"a step of {step_tokens} tokens does not fit beside the weights; lower --max-step-tokens"
+        raise OutOfMemory(f"{message} or --max-running, or use a larger device") from error
+    del engine
+    torch.cuda.empty_cache()
+    return int(peak)
+
+
+def _full_step(count: int, lens: np.ndarray) -> StepPlan:
+    params = SamplingParams(temperature=1.0, top_p=0.9)
+    opened = tuple(OpenedRow(row, np.zeros(lens[row], np.int32), int(lens[row]), params, 0, ()) for row in range(count))
+    return StepPlan(
+        step=0,
+        rows=np.arange(count, dtype=np.int32),
+        starts=np.zeros(count, np.int32),
+        lens=lens,
+        slots=np.arange(int(lens.sum()), dtype=np.int32),
+        sampled=np.ones(count, np.bool_),
+        prompt_logprobs=np.zeros(count, np.bool_),
+        opened=opened,
+    )
