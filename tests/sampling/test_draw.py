@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightllm.sampling.uniforms import _hash, uniforms
+from lightllm.sampling.uniforms import GOLDEN, _hash, uniforms
 from lightllm.sampling.weights import WEIGHT_BITS, largest_threshold, weigh
 
 from .desk import Desk
@@ -44,6 +44,12 @@ def test_uniforms_are_those_of_splitmix64() -> None:
     golden = np.array([0x9E3779B97F4A7C15], np.uint64)
     assert int(_hash(golden + state)[0]) == 6457827717110365317
     assert int(_hash(golden * np.uint64(2) + state)[0]) == 3203168211198807973
+
+
+def test_no_seed_continues_the_numbers_of_another() -> None:
+    """The hashed counters step by GOLDEN, so seeds must not be used as counters."""
+    seed, shifted = np.array([77], np.uint64), np.array([77], np.uint64) + GOLDEN
+    assert uniforms(seed, np.array([5])) != uniforms(shifted, np.array([4]))
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -142,6 +148,17 @@ def test_only_a_token_with_weight_is_drawn(place: int) -> None:
     logits = torch.full((rows, 3), float("-inf"))
     logits[:, place] = -2.0
     assert set(desk.sample(logits).token_ids.tolist()) == {place}
+
+
+@pytest.mark.parametrize(("u", "expected"), [(0.0, 1), (0.5, 3), (1.0 - 2.0**-53, 3)])
+def test_the_ends_of_the_interval_draw_tokens_with_weight(
+    u: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightllm.sampling.draw.uniforms", lambda seeds, positions: np.full(len(seeds), u))
+    desk = Desk(5)
+    desk.open(0)
+    logits = torch.tensor([[float("-inf"), 1.0, float("-inf"), 1.0, float("-inf")]])
+    assert desk.sample(logits).token_ids.tolist() == [expected]
 
 
 def test_logits_that_are_no_contiguous_float32_are_taken() -> None:

@@ -155,13 +155,14 @@ def test_logprobs_are_those_of_the_unmodified_logits() -> None:
     assert same.logprobs is not None and torch.equal(same.logprobs.top_ids, sampled.logprobs.top_ids)
 
 
-def test_greedy_rows_with_logprobs_score_the_logits_themselves() -> None:
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 0.5}, {"frequency_penalty": 1.0}])
+def test_logprobs_of_a_whole_batch(params: dict[str, Any]) -> None:
     desk = Desk(97)
     for row in range(3):
-        desk.open(row, temperature=0.0, logprobs=5)
+        desk.open(row, [0, 1], 1, seed=row, logprobs=5, **params)
     logits = torch.randn(3, 97)
     sampled = desk.sample(logits)
-    assert sampled.logprobs is not None and sampled.logprobs.ranks.tolist() == [0, 0, 0]
+    assert sampled.logprobs is not None
     check_logprobs(sampled.logprobs, logits, sampled.token_ids.tolist(), 5)
 
 
