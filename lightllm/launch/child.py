@@ -112,10 +112,11 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     def bury(self, now: float) -> float:
-        """Forget the ended process and kill what it left running; seconds that it had been ready."""
+        """Forget the ended process, its gauges and what it left running; seconds that it had been ready."""
         assert self._process is not None
         _kill_group(self._process.pid)
         self._process = None
+        self._wiring.boards[self.spec.name].reset_gauges()
         healthy = now - self.since if self.is_ready else 0.0
         self._enter(State.ABSENT, now)
         return healthy
