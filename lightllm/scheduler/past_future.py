@@ -4,7 +4,7 @@
 finished lengths, re-sampled each pass conditionally on what each request has already generated, and the maximum of
 K joint samples.
 
-`PastFuture` is the default. With S the survival curve of output lengths (see `survival`), a request that has
+`PastFuture` is the default. With S the survival curve of output lengths (see `survival`, `curves`), a request that has
 generated g tokens is still there t steps from now with probability p = S(g+t) / S(g), holding h + t tokens, so the
 memory at that time has
 
@@ -25,10 +25,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from lightllm.scheduler.curves import Curves, LengthLearner
 from lightllm.scheduler.estimators import Ended, Forecast, Sampler
 from lightllm.scheduler.load import Load
 from lightllm.scheduler.peak import load_peak
-from lightllm.scheduler.survival import LengthHistory, Survival, fit_survival
 
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
@@ -82,16 +82,12 @@ class SampledPastFuture(Sampler):
 class PastFuture:
     """Past-Future in closed form over a survival curve, with a margin that follows the rate of preemptions.
 
-    Tenants with a history of their own are told apart: their curve counts with weight n / (n + 50) of their n ended.
+    `eviction_target` is the share of ends of requests that may have a preemption before them.
     """
 
     def __init__(self, window: int, eviction_target: float) -> None:
-        self._window = window
         self._target = eviction_target
-        self._history = LengthHistory(window)
-        self._survival: Survival | None = None
-        self._fitted_at = 0
-        self._longest = 1
+        self._lengths = LengthLearner(window)
         self._margin = _FIRST_MARGIN
         self._evicted = False
 
@@ -99,15 +95,14 @@ class PastFuture:
         return total
 
     def forecast(self, load: Load) -> Forecast:
-        return CurveForecast(self._curve(load.generated), load, self.margin)
+        return CurveForecast(self._lengths.curves(load), load, self.margin)
 
     def expected_output(self, generated: int, allowed: int, tenant: int) -> float:
-        curve = self._curve(np.empty(0, np.int64)) if self._survival is None else self._survival
-        return curve.mean_remaining(generated, allowed)
+        return self._lengths.curves(None).mean_remaining(generated, allowed, tenant)
 
     def on_finish(self, ended: Ended) -> None:
         censored = not ended.by_itself or ended.output_len >= ended.limit
-        self._history.add(ended.output_len, censored=censored)
+        self._lengths.add(ended.output_len, ended.tenant, censored=censored)
         moved = self._margin + _MARGIN_STEP * (self._evicted - self._target)
         self._margin = min(max(moved, _LEAST_MARGIN), _MOST_MARGIN)
         self._evicted = False
@@ -118,20 +113,10 @@ class PastFuture:
     @property
     def margin(self) -> float:
         """Standard deviations to keep free: steered by evictions, and more while little is known."""
-        return self._margin + _COLD_MARGIN * 0.5 ** (self._history.num_seen / 16)
+        return self._margin + _COLD_MARGIN * float(0.5 ** (self._lengths.num_seen / 16))
 
     def on_submit(self, limit: int) -> None:
-        if limit > self._longest:
-            self._longest = limit
-            self._survival = None
-
-    def _curve(self, running: Int64) -> Survival:
-        """The survival curve, fitted anew when enough has happened since (always, while little is known)."""
-        news = self._history.num_seen - self._fitted_at
-        if self._survival is None or news * _REFITS > len(self._history):
-            self._survival = fit_survival(self._history, running, self._longest)
-            self._fitted_at = self._history.num_seen
-        return self._survival
+        self._lengths.note_limit(limit)
 
 
 _FIRST_MARGIN = 3.0
@@ -139,17 +124,16 @@ _COLD_MARGIN = 1.0
 _LEAST_MARGIN = 0.0
 _MOST_MARGIN = 5.0
 _MARGIN_STEP = 0.2
-_REFITS = 32
 
 
 class CurveForecast:
     """Mean and variance of the memory on a grid of times; a newcomer only adds to them."""
 
-    def __init__(self, survival: Survival, load: Load, margin: float) -> None:
-        self._survival = survival
+    def __init__(self, curves: Curves, load: Load, margin: float) -> None:
+        self._curves = curves
         self._load = load
         self._margin = margin
-        self._times = _grid(len(survival.table) * survival.resolution)
+        self._times = _grid(curves.num_tokens)
         self._mean, self._variance = self._moments(load)
         self._with_newcomer = load, self._mean, self._variance
         self._worst: float | None = None
@@ -172,7 +156,7 @@ class CurveForecast:
         if not len(load):
             return np.zeros(len(self._times)), np.zeros(len(self._times))
         grown = np.maximum(self._times[None, :] - load.delay[:, None], 0)  # [R, T]
-        alive = self._survival.at(load.generated[:, None] + grown)
+        alive = self._curves.at(load.generated[:, None] + grown, self._curves.rows(load.tenant))
         alive = alive / alive[:, :1] * (grown <= load.allowed[:, None])
         tokens = load.held[:, None] + grown
         expected = alive * tokens

@@ -57,12 +57,6 @@ class Survival:
         found: Float64 = self.table[bins]
         return found
 
-    def mean_remaining(self, generated: int, allowed: int) -> float:
-        """Expected further tokens of a request that has `generated` and may have `allowed` more."""
-        first = min(generated // self.resolution, len(self.table) - 1)
-        tail = self.table[first : (generated + allowed) // self.resolution + 1]
-        return min(float(tail.sum() / max(tail[0], 1e-12) - 0.5) * self.resolution, float(allowed))
-
 
 def fit_survival(history: LengthHistory, running: Int64, longest: int) -> Survival:
     """The product-limit estimate from `history` and the outputs so far of those `running`; lengths to `longest`."""

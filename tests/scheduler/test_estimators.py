@@ -148,3 +148,21 @@ def test_the_margin_follows_preemptions() -> None:
     for _ in range(4000):
         estimator.on_finish(Ended(100, 1000, 0, by_itself=True))
     assert estimator.margin < 0.01
+
+
+def test_tenants_are_told_apart() -> None:
+    estimator = PastFuture(1000, 0.01)
+    estimator.on_submit(1000)
+    for _ in range(500):
+        estimator.on_finish(Ended(20, 1000, 1, by_itself=True))
+        estimator.on_finish(Ended(700, 1000, 2, by_itself=True))
+    brief, long, unknown = (estimator.expected_output(0, 1000, tenant) for tenant in (1, 2, 3))
+    assert brief < 120 and long > 600 and 300 < unknown < 420
+    load = load_of((100, 0, 1000))
+    peaks = [
+        estimator.forecast(Load(load.held, load.generated, load.allowed, load.delay, np.array([tenant]))).peak_with(
+            load
+        )
+        for tenant in (1, 2)
+    ]
+    assert peaks[0] < peaks[1]

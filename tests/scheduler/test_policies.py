@@ -168,7 +168,7 @@ def test_vtc_keeps_backlogged_tenants_within_the_published_bound() -> None:
     def submit() -> None:
         nonlocal worst
         for tenant, most in (("busy", 10), ("calm", 1)):
-            queued = sum(r.submit.tenant == tenant and r.row < 0 for r in harness.scheduler._requests.values())
+            queued = sum(r.submit.tenant == tenant and r.row < 0 for r in harness.scheduler._roster.requests.values())
             while queued < 2 * most:
                 prompt = random.integers(2, 1000, int(random.integers(1, longest)))
                 harness.submit(prompt, int(random.integers(1, 16)), tenant=tenant, ignore_eos=True)

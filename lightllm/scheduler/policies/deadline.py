@@ -17,6 +17,8 @@ from lightllm.scheduler.request import Request
 
 _PESSIMISM = 1.5
 """Prompts share their steps with others: they take longer than alone."""
+_MOST_LATE = 16
+"""Deadlines looked at in one step."""
 
 
 class EarliestDeadlineFirst(FirstComeFirstServed):
@@ -27,6 +29,7 @@ class EarliestDeadlineFirst(FirstComeFirstServed):
         self._default = float("inf") if ttft_target is None else ttft_target
         self._order: list[tuple[float, int]] = []
         self._late: dict[int, Request] = {}
+        self._refusable: dict[int, Request] = {}
 
     def deadline(self, request: Request) -> float:
         """When its first token is due, on the clock of `now`."""
@@ -39,6 +42,7 @@ class EarliestDeadlineFirst(FirstComeFirstServed):
 
     def remove(self, request: Request) -> None:
         super().remove(request)
+        self._refusable.pop(request.serial, None)
         if self._late.pop(request.serial, None) is None:
             entry = (self.deadline(request), request.serial)
             place = bisect_left(self._order, entry)
@@ -47,7 +51,7 @@ class EarliestDeadlineFirst(FirstComeFirstServed):
 
     def hopeless(self, now: float, outlook: Outlook) -> Sequence[Request]:
         self._find_late(now, outlook)
-        return [request for request in self._late.values() if request.submit.refuse_late]
+        return list(self._refusable.values())
 
     def in_order(self, now: float, outlook: Outlook) -> Iterator[Request]:
         for _, serial in self._order[:MOST_CANDIDATES]:
@@ -56,9 +60,11 @@ class EarliestDeadlineFirst(FirstComeFirstServed):
 
     def _find_late(self, now: float, outlook: Outlook) -> None:
         """Move requests that cannot make it from the head of the order to the late ones."""
-        for entry in self._order[:MOST_CANDIDATES]:
+        for entry in self._order[:_MOST_LATE]:
             deadline, serial = entry
             request = self._arrived[serial]
             if now + _PESSIMISM * outlook.prefill_seconds(request) > deadline:
                 self._order.remove(entry)
                 self._late[serial] = request
+                if request.submit.refuse_late:
+                    self._refusable[serial] = request
