@@ -15,7 +15,6 @@ HAS_GPU = torch.cuda.is_available()
 """Then the kernels are compiled, and run on the GPU."""
 
 
-
 def _import_kernels() -> None:
     """Import the kernels anew as this machine runs them: something else may have imported them compiled before."""
     if not HAS_GPU:
@@ -26,8 +25,9 @@ def _import_kernels() -> None:
     if not HAS_GPU:
         os.environ["TRITON_INTERPRET"] = "1"
     try:
-        import lightllm.kernels.triton.backend
-        import triton.experimental.gluon  # the interpreter imports it at the first launch, when the variable is back
+        import triton.experimental.gluon  # noqa: F401  (the interpreter does at the first launch, too late)
+
+        import lightllm.kernels.triton.backend  # noqa: F401
     finally:
         os.environ.pop("TRITON_INTERPRET", None)
         if before is not None:

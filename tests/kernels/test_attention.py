@@ -17,6 +17,8 @@ STEPS = {
     "a prompt": ([0], [67]),
     "a chunk after a prefix": ([33], [29]),
     "a verified draft": ([90, 40], [4, 3]),
+    "a long decode": ([1500], [1]),
+    "long and short": ([1200, 3, 900], [2, 1, 1]),
     "mixed": ([128, 0, 5, 64], [1, 41, 1, 17]),
 }
 SHAPES = [HeadShape(4, 2, 32, 32), HeadShape(3, 3, 16, 16), HeadShape(7, 1, 24, 24)]
@@ -71,6 +73,13 @@ def test_attention_gives_what_the_reference_gives(step, kind, device, dtype):
     backend = TritonAttention(shape, device)
     actual = backend.run(q, k_cache, v_cache, backend.plan(layout, table), params)
     assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
+
+
+def test_long_sequences_are_computed_in_parts(device):
+    shape = SHAPES[0]
+    layout, _, _, _, table = make_step(*STEPS["a long decode"], shape, device, torch.float32)
+    (launch,) = TritonAttention(shape, device).plan(layout, table).launches
+    assert launch.num_merges == 1
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -128,7 +128,8 @@ def attention_kernel(
         accumulator = tl.dot(weight.to(queries.dtype), v.to(queries.dtype), accumulator, input_precision=PRECISION)
         highest = new_highest
 
-    result = accumulator / tl.where(total > 0, total, 1.0)[:, None]
+    total = tl.where(total > 0, total, 1.0)  # a part outside the window has seen nothing: its weight is 2 ** LOWEST
+    result = accumulator / total[:, None]
     if num_parts == 1:
         tl.store(out + place, result.to(out.dtype.element_ty), mask=stored)
     else:

@@ -47,19 +47,12 @@ def tiling_for(rows: int, head_dim: int) -> Tiling:
     return Tiling(rows, 32 if wide else 64, 8, 3, 1)
 
 
-class Workspace:
-    """Where the parts of a split tile wait for their merge."""
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Where the parts of split tiles wait for their merge: normalised values [rows, D], log2 of weights [rows]."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.values = torch.empty(0, dtype=torch.float32, device=device)
-        self.weights = torch.empty(0, dtype=torch.float32, device=device)
-
-    def fit(self, num_rows: int, head_dim: int) -> None:
-        """Grow to hold this many rows of all parts and heads."""
-        if self.weights.numel() < num_rows or self.values.numel() < num_rows * head_dim:
-            self.values = torch.empty(num_rows * head_dim, dtype=torch.float32, device=self._device)
-            self.weights = torch.empty(num_rows, dtype=torch.float32, device=self._device)
+    values: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +63,7 @@ class TileLaunch:
     num_items: int
     num_merges: int
     tiling: Tiling
-    workspace: Workspace
+    scratch: Scratch
 
     @property
     def items(self) -> Tensor:
@@ -110,18 +103,17 @@ class TritonAttention:
         self._tiling_for = tiling or tiling_for
         self._processors = launcher_for(device).num_processors
         self._small_rows = max(SMALL_ROWS, next_power_of_2(shape.group))
-        self._workspaces: dict[int, Workspace] = {}
+        self._scratch: Scratch | None = None
 
     def plan(self, layout: SequenceLayout, table: Tensor) -> AttentionPlan:
         launches = []
         for rows, members in self._by_rows(layout):
             tiling = self._tiling_for(rows, self._shape.head_dim)
             items, merges = make_items(layout, members, self._tile_shape(tiling))
-            workspace = self._workspaces.setdefault(rows, Workspace(self._device))
-            workspace.fit(int(merges[:, MERGE_NUM_PARTS].sum()) * self._rows_of_part(tiling), self._shape.head_dim)
+            scratch = self._scratch_for(int(merges[:, MERGE_NUM_PARTS].sum()), tiling)
             both = torch.from_numpy(np.concatenate([items.ravel(), merges.ravel()]))
             both = both.to(self._device, non_blocking=True)
-            launches.append(TileLaunch(both, len(items), len(merges), tiling, workspace))
+            launches.append(TileLaunch(both, len(items), len(merges), tiling, scratch))
         return AttentionPlan(table, tuple(launches))
 
     def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor) -> PlanBuffers:
@@ -135,10 +127,8 @@ class TritonAttention:
             tiling = self._tiling_for(rows, self._shape.head_dim)
             shape = self._tile_shape(tiling)
             num_items, num_merges = shape.most_items(most_tiles), shape.most_merges(most_tiles)
-            workspace = Workspace(self._device)
-            workspace.fit(num_items * self._rows_of_part(tiling), self._shape.head_dim)
             both = torch.zeros(num_items * ITEM_SIZE + num_merges * MERGE_SIZE, dtype=torch.int32, device=self._device)
-            launches.append(TileLaunch(both, num_items, num_merges, tiling, workspace))
+            launches.append(TileLaunch(both, num_items, num_merges, tiling, self._scratch_for(num_items, tiling)))
             pinned = self._device.type == "cuda"
             staging.append(tuple(torch.zeros(both.shape, dtype=torch.int32, pin_memory=pinned) for _ in range(STAGING)))
         return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, tuple(staging))
@@ -180,7 +170,7 @@ class TritonAttention:
         launch: TileLaunch,
         params: AttentionParams,
     ) -> None:
-        shape, tiling, workspace = self._shape, launch.tiling, launch.workspace
+        shape, tiling, scratch = self._shape, launch.tiling, launch.scratch
         assert k_cache.stride() == v_cache.stride() and k_cache.stride(1) == shape.head_dim
         options = launcher_for(q.device).options
         block_d = max(16, next_power_of_2(shape.head_dim))
@@ -191,8 +181,8 @@ class TritonAttention:
             table,
             launch.items,
             out,
-            workspace.values,
-            workspace.weights,
+            scratch.values,
+            scratch.weights,
             out if params.alibi_slopes is None else params.alibi_slopes,
             table.stride(0),
             k_cache.stride(0),
@@ -217,8 +207,8 @@ class TritonAttention:
         if launch.num_merges:
             merge_kernel[(shape.num_q_heads, launch.num_merges)](
                 out,
-                workspace.values,
-                workspace.weights,
+                scratch.values,
+                scratch.weights,
                 launch.merges,
                 KV_HEADS=shape.num_kv_heads,
                 GROUP=shape.group,
@@ -231,8 +221,14 @@ class TritonAttention:
                 **options,
             )
 
-    def _rows_of_part(self, tiling: Tiling) -> int:
-        return self._shape.num_kv_heads * tiling.rows
+    def _scratch_for(self, num_parts: int, tiling: Tiling) -> Scratch:
+        """Scratch for so many parts. All launches share the largest made so far, since they run one after another;
+        a plan keeps what it was given, so a captured graph never points to memory that was freed."""
+        num_rows = num_parts * self._shape.num_kv_heads * tiling.rows
+        if self._scratch is None or len(self._scratch.weights) < num_rows:
+            values = torch.empty(num_rows, self._shape.head_dim, dtype=torch.float32, device=self._device)
+            self._scratch = Scratch(values, torch.empty(num_rows, dtype=torch.float32, device=self._device))
+        return self._scratch
 
     def _tile_shape(self, tiling: Tiling) -> TileShape:
         slots = tiling.occupancy * self._processors

@@ -8,6 +8,7 @@ weights and arrays copied before the step is read above it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -38,7 +39,8 @@ def launcher_for(device: torch.device) -> Launcher:
 @cache
 def _cuda_launcher(index: int) -> Launcher:
     properties = torch.cuda.get_device_properties(index)
-    return Launcher(properties.multi_processor_count, dependent=properties.major >= 9)
+    wanted = os.environ.get("LIGHTLLM_DEPENDENT_LAUNCH", "1") != "0"
+    return Launcher(properties.multi_processor_count, dependent=properties.major >= 9 and wanted)
 
 
 def next_power_of_2(number: int) -> int:

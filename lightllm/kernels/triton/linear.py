@@ -22,6 +22,20 @@ from lightllm.kernels.triton.activation import activate
 
 
 @triton.jit
+def _prefetch(address, size):
+    """Ask for `size` bytes (a multiple of 16) from each address (likewise) to be brought into the L2 cache: Hopper's
+    bulk prefetch, which returns at once."""
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [address.to(tl.uint64), tl.zeros(address.shape, tl.int32) + size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def vector_kernel(
     x,
     weight,
@@ -36,6 +50,7 @@ def vector_kernel(
     M: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     NORM: tl.constexpr,
     GATED: tl.constexpr,
@@ -57,6 +72,13 @@ def vector_kernel(
     if NORM:
         scale = tl.load(norm_weight + column, mask=column < size, other=0.0)
     if PDL:
+        if AHEAD > 0:  # the rows of a program that starts when this one ends, into the L2 cache
+            later = (tl.program_id(0) + AHEAD) * ROWS + tl.arange(0, ROWS)
+            later = tl.minimum(later, num_rows - 1).to(tl.int64)
+            if (tl.program_id(0) + AHEAD) * ROWS < num_rows:
+                _prefetch(weight + later * size, size * 2)
+                if GATED != "":
+                    _prefetch(weight + (later + num_rows) * size, size * 2)
         tlx.gdc_wait()
     w_sum = tl.zeros([M, ROWS, BLOCK_K], tl.float32)
     u_sum = tl.zeros([M, ROWS, BLOCK_K], tl.float32)
@@ -98,19 +120,6 @@ def vector_kernel(
     if ADD:
         result += tl.load(to, mask=inside, other=0.0).to(tl.float32)
     tl.store(to, result.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _prefetch(address, BYTES: tl.constexpr):
-    """Ask for BYTES from each address to be brought into the L2 cache (Hopper's bulk prefetch)."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [address.to(tl.uint64), tl.full(address.shape, BYTES, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit

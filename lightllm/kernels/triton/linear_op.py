@@ -118,6 +118,9 @@ def multiply_vector(
     launcher = launcher_for(x.device)
     num_rows = weight.shape[0] if kind is None else weight.shape[0] // 2
     rows = min(choice.rows, next_power_of_2(num_rows))
+    if kind is not None:
+        rows = max(1, rows // 2)  # each program streams two blocks of the weight
+    aligned = weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0 and weight.element_size() == 2
     done = 0
     while done < x.shape[0]:
         count = 1 << ((x.shape[0] - done).bit_length() - 1)
@@ -135,6 +138,7 @@ def multiply_vector(
             M=count,
             ROWS=rows,
             BLOCK_K=choice.block_k,
+            AHEAD=choice.ahead if aligned else 0,
             HAS_BIAS=bias is not None,
             NORM=norm is not None,
             GATED=kind or "",
@@ -182,7 +186,7 @@ def multiply_tile(
         BLOCK_K=choice.block_k,
         SPLIT=split,
         EVEN=weight.shape[1] % choice.block_k == 0,
-        PREFETCH=weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0,
+        PREFETCH=weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0 and weight.element_size() == 2,
         HAS_BIAS=bias is not None,
         GATED=kind or "",
         ADD=add,
