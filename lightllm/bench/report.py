@@ -16,8 +16,15 @@ from lightllm.errors import ConfigError
 
 def command_line() -> str:
     """The command that is running, as a person would type it."""
-    program = Path(sys.argv[0]).name
-    return shlex.join(["lightllm" if program in ("lightllm", "main.py") else sys.argv[0], *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    start = ["lightllm"] if program.name in ("lightllm", "main.py") else ["python", _relative(program)]
+    return shlex.join([*start, *sys.argv[1:]])
+
+
+def _relative(path: Path) -> str:
+    """The path from here if it lies below, else its name: a report names no one's home directory."""
+    resolved, here = path.resolve(), Path.cwd()
+    return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else path.name
 
 
 def software() -> dict[str, str]:

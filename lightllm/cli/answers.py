@@ -43,7 +43,8 @@ class LocalAnswerer:
     def answer(self, messages: Messages) -> Iterator[str]:
         text = self._llm.template.render(messages)
         ids = self._llm.tokenizer.encode(text, add_special_tokens=False)
-        with _noted_interrupt() as interrupted, closing(self._llm.stream(ids, self._params)) as pieces:
+        stream: Any = self._llm.stream(ids, self._params)
+        with _noted_interrupt() as interrupted, closing(stream) as pieces:
             for output in pieces:
                 yield output.text
                 if interrupted:

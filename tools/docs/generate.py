@@ -1,4 +1,4 @@
-"""Writes the reference pages that come from the code: docs/configuration.md, docs/errors.md, docs/metrics.md.
+"""Writes the pages of docs/ that come from the code and from the committed results: see PAGES.
 
 python tools/docs/generate.py            write them
 python tools/docs/generate.py --check    exit with 1 and name the pages that are out of date
@@ -13,9 +13,11 @@ from pathlib import Path
 import configuration
 import errors
 import metrics
+import speed
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGES: dict[str, Callable[[], str]] = {
+    "benchmarks.md": speed.page,
     "configuration.md": configuration.page,
     "errors.md": errors.page,
     "metrics.md": metrics.page,

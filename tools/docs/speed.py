@@ -1,0 +1,89 @@
+"""docs/benchmarks.md: how speed is measured, and the last result of each comparison, from benchmarks/results/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from markdown import GENERATED, code, table
+
+RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
+
+METHOD = """\
+# Benchmarks
+
+Every figure stands beside its bound and the command that made it. To measure your own machine:
+
+    lightllm bench offline MODEL                                   five workloads on an engine by itself
+    lightllm bench offline benchmarks/models/llama3-8b --dummy     the same for a bare config.json, random weights
+    lightllm bench serve --url http://127.0.0.1:8000               what the clients of a running server see
+    python benchmarks/cpu_vs_transformers.py                       beside Transformers, on a CPU
+
+## Workloads
+
+Prompts are uniformly random token ids without a shared prefix, decoding is greedy unless said, the end of sequence is
+ignored and nothing is turned into text. `--requests`, `--input-len` and `--output-len` scale them down.
+
+| workload | requests | tokens in | tokens out | counted |
+| --- | --- | --- | --- | --- |
+| `single` | 1 | 128 | 256 | output tokens per second |
+| `batch32` | 32 | 512 | 256 | output |
+| `prefill` | 32 | 2048 | 1 | input |
+| `ragged` | 256 | 100-1024 | 100-1024, temperature 0.6 | output |
+| `throughput` | 512 | 1024 | 256 | output |
+
+`benchmarks/models/` holds the configs of the four models that figures are quoted on.
+
+## Definitions
+
+* **TTFT**: request sent to first token. **ITL**: gap between two streamed chunks. **TPOT**: (latency - TTFT) /
+  (output tokens - 1). **Largest gap** (MTPOT): the longest ITL of a request.
+* **Goodput**: requests, or their output tokens, per second of requests that met every limit given.
+* **Bound**: for each step the larger of two times, those that its bytes need at the measured read bandwidth and its
+  operations at the measured rate of matrix products; summed over the steps that ran. Bytes are every weight once and
+  the KV of every running token; operations are the matrix products and attention.
+* **MBU**: bytes that decode steps must read / their time / measured bandwidth. **MFU**: operations / time / measured
+  rate. Both limits are measured in the same run.
+"""
+
+CPU = """
+## Beside Transformers on a CPU
+
+A Qwen3-0.6B-shaped model in float32 with random weights, greedy. lightllm runs at most 8 requests at a time;
+Transformers' `generate` takes them in batches of 8, left-padded, until the longest of a batch is done, and only the
+tokens that were asked for count. Both are loaded in one process, their runs alternate, the fastest of each counts.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return GENERATED + METHOD + _cpu_section()
+
+
+def _cpu_section() -> str:
+    path = RESULTS / "cpu_vs_transformers.json"
+    if not path.is_file():
+        return ""
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    machine = result["machine"]
+    rows = [
+        [
+            f"{w['workload']}: {w['shape']}",
+            f"{w['lightllm_tokens_per_second']:.1f}",
+            f"{w['transformers_tokens_per_second']:.1f}",
+            f"{w['ratio']:.2f}",
+        ]
+        for w in result["workloads"]
+    ]
+    share = f"{result['share_of_bandwidth_at_batch_1']:.0%} of the {machine['bandwidth'] / 1e9:.1f} GB/s measured"
+    where = f"{machine['cores']} cores of {machine['device']}, torch {machine['torch']}"
+    return "\n".join(
+        [
+            CPU,
+            table(("workload", "lightllm, output tok/s", "Transformers, output tok/s", "ratio"), rows),
+            f"At batch 1 decoding reads {share}.",
+            f"{where}, Transformers {machine['transformers']}; layers: {result['layers']}.",
+            f"Made by {code(result['command'])}; every run is in {code('benchmarks/results/cpu_vs_transformers.json')}.\n",
+        ]
+    )
