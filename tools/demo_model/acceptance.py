@@ -88,7 +88,9 @@ def main() -> None:
     demo, draft = load(options.assets / "demo", device), load(options.assets / "demo_draft", device)
     medusa = companions.load(options.assets / "demo_medusa").to(device)
     tokenizer = Tokenizer.from_file(str(options.tokenizer / "tokenizer.json"))
-    cases = mixture.cases(options.seed, options.count, lambda text: len(tokenizer.encode(text).ids), max(1, options.count // 30))
+    cases = mixture.cases(
+        options.seed, options.count, lambda text: len(tokenizer.encode(text).ids), max(1, options.count // 30)
+    )
     prompts = [encode_prompt(tokenizer, case) for case in cases]
     answers = decode.greedy(demo, prompts, [case.max_tokens for case in cases])
     sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
@@ -99,7 +101,9 @@ def main() -> None:
             sums[name] = [a + b for a, b in zip(sums[name], numbers, strict=True)]
     print(f"| task | prompts | draft model, {DRAFTED} drafted | Medusa, {companions.HEADS} heads |\n|---|---|---|---|")
     for name, (accepted, verified, heads_accepted, heads_verified, count) in sorted(sums.items()):
-        print(f"| {name} | {count} | {accepted / max(verified, 1):.2f} | {heads_accepted / max(heads_verified, 1):.2f} |")
+        print(
+            f"| {name} | {count} | {accepted / max(verified, 1):.2f} | {heads_accepted / max(heads_verified, 1):.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from .decode import STOP
 
@@ -50,7 +51,7 @@ class TransformersBackend:
         from transformers import AutoModelForCausalLM
 
         self.torch = torch
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
     def generate(self, prompts: list[list[int]], max_tokens: list[int]) -> list[Answer]:
         found = []
@@ -77,4 +78,8 @@ class CompactBackend:
         return [_answer(ids) for ids in greedy(self.model, prompts, max_tokens)]
 
 
-BACKENDS = {"lightllm": LightllmBackend, "transformers": TransformersBackend, "compact": CompactBackend}
+BACKENDS: dict[str, Callable[[Path], Backend]] = {
+    "lightllm": LightllmBackend,
+    "transformers": TransformersBackend,
+    "compact": CompactBackend,
+}

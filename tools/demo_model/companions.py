@@ -26,8 +26,8 @@ class Medusa(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(heads))
         self.lm_heads = nn.ModuleList(nn.Linear(hidden_size, vocab_size, bias=False) for _ in range(heads))
-        for head in self.lm_heads:
-            nn.init.normal_(head.weight, std=0.02)
+        for parameter in self.lm_heads.parameters():
+            nn.init.normal_(parameter, std=0.02)
 
     def forward(self, hidden: Tensor) -> list[Tensor]:
         return [head(hidden + F.silu(block(hidden))) for block, head in zip(self.blocks, self.lm_heads, strict=True)]
@@ -60,8 +60,13 @@ def save(medusa: Medusa, folder: Path) -> None:
     """Tensors `i.0.linear.weight`, `i.0.linear.bias` (residual block) and `i.1.weight` (output matrix)."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    for i, (block, head) in enumerate(zip(medusa.blocks, medusa.lm_heads, strict=True)):
-        tensors |= {f"{i}.0.linear.weight": block.weight, f"{i}.0.linear.bias": block.bias, f"{i}.1.weight": head.weight}
+    state = medusa.state_dict()
+    for i in range(len(medusa.blocks)):
+        tensors |= {
+            f"{i}.0.linear.weight": state[f"blocks.{i}.weight"],
+            f"{i}.0.linear.bias": state[f"blocks.{i}.bias"],
+            f"{i}.1.weight": state[f"lm_heads.{i}.weight"],
+        }
     stored = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in tensors.items()}
     save_file(stored, str(folder / "medusa_lm_head.safetensors"), metadata={"format": "pt"})
     config = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -60,7 +60,6 @@ class Case:
     tools: list[Message] | None = None
     thinking: bool = False
     max_tokens: int = 160
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def draw(make: Callable[[random.Random], Exchange], rng: random.Random, held_out: bool) -> Exchange:

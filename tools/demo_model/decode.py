@@ -24,10 +24,16 @@ def greedy(model: Llama, prompts: list[list[int]], max_tokens: list[int]) -> lis
     start = 0
     while start < len(order):
         end = start + 1
-        while end < len(order) and end - start < MAX_BATCH and (end - start + 1) * len(prompts[order[end]]) <= TOKENS_PER_BATCH:
+        while (
+            end < len(order)
+            and end - start < MAX_BATCH
+            and (end - start + 1) * len(prompts[order[end]]) <= TOKENS_PER_BATCH
+        ):
             end += 1
         chosen = order[start:end]
-        for index, tokens in zip(chosen, _batch(model, [prompts[i] for i in chosen], [max_tokens[i] for i in chosen]), strict=True):
+        for index, tokens in zip(
+            chosen, _batch(model, [prompts[i] for i in chosen], [max_tokens[i] for i in chosen]), strict=True
+        ):
             results[index] = tokens
         start = end
     return results
@@ -58,7 +64,9 @@ class Cache:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys[layer][rows, :, lengths] = k[:, :, 0]
             self.values[layer][rows, :, lengths] = v[:, :, 0]
-            keys, values = (t[layer][:, :, : mask.shape[-1]].repeat_interleave(self.groups, dim=1) for t in (self.keys, self.values))
+            keys, values = (
+                t[layer][:, :, : mask.shape[-1]].repeat_interleave(self.groups, dim=1) for t in (self.keys, self.values)
+            )
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
         return attend

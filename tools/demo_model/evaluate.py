@@ -22,7 +22,8 @@ from .conversation import Case
 
 ASSETS = Path("lightllm/assets/demo")
 GOALS = {
-    "arithmetic": 0.97, "copy": 0.97, "reverse": 0.97, "sort": 0.97, "count": 0.97, "lookup": 0.95, "json": 0.97, "tools": 0.95,
+    "arithmetic": 0.97, "copy": 0.97, "reverse": 0.97, "sort": 0.97, "count": 0.97, "lookup": 0.95, "json": 0.97,
+    "tools": 0.95,
     "facts": 0.90, "chat ends": 1.0,
 }  # fmt: skip
 
@@ -61,7 +62,9 @@ def _same_json(text: str, expected: str) -> bool:
 
 
 def encode_prompt(tokenizer: Tokenizer, case: Case) -> list[int]:
-    ids: list[int] = tokenizer.encode(template.prompt(case.messages, case.tools, case.thinking), add_special_tokens=False).ids
+    ids: list[int] = tokenizer.encode(
+        template.prompt(case.messages, case.tools, case.thinking), add_special_tokens=False
+    ).ids
     return ids
 
 
@@ -88,15 +91,6 @@ def table(outcomes: list[Outcome]) -> str:
     ended = sum(outcome.stopped for outcome in outcomes)
     lines.append(f"| all answers end by themselves | {len(outcomes)} | {ended} | {ended / len(outcomes):.1%} | |")
     return "\n".join(lines)
-
-
-def cells(outcomes: list[Outcome], task: str) -> str:
-    """The shares inside one task by group."""
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for outcome in outcomes:
-        if outcome.case.task == task:
-            groups[outcome.case.group].append(outcome.right)
-    return "  ".join(f"{group} {sum(found) / len(found):.0%}" for group, found in groups.items())
 
 
 def lookup_table(outcomes: list[Outcome]) -> str:
@@ -131,8 +125,6 @@ def main() -> None:
     outcomes = ask(BACKENDS[options.backend](options.model), tokenizer, cases)
     print(table(outcomes))
     print(f"\nlookup by length in tokens and depth\n{lookup_table(outcomes)}")
-    for task in ("style", "lookup", "facts"):
-        print(f"{task}: {cells(outcomes, task)}") if task == "style" else None
     print(f"{len(cases)} prompts through {options.backend} in {time.monotonic() - started:.0f} s")
     show_wrong(outcomes, options.wrong)
     if options.json:

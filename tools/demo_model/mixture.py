@@ -29,7 +29,8 @@ _MAKERS = [maker for maker, _ in SHORT]
 _SHARES = [share for _, share in SHORT]
 
 
-OPENERS = ("Hello! ", "Hi, ", "Please: ", "I have a question. ", "Hey! ", "Okay. ", "Now: ", "Next: ", "My name is {n}. ",
+OPENERS = ("Hello! ", "Hi, ", "Please: ", "I have a question. ", "Hey! ", "Okay. ", "Now: ", "Next: ",
+           "My name is {n}. ",
            "I am {n}. ", "Good morning! ", "Sure. ", "And ", "Can you help me? ")  # fmt: skip
 
 
@@ -80,7 +81,8 @@ def _thinking(rng: random.Random) -> Conversation:
 
 def thought(exchange: Exchange) -> str:
     """The answer with its think block."""
-    notes = {"facts": "This is about lightllm.", "json": "I write the record as JSON.", "lookup": "I look for the key in the list.",
+    notes = {"facts": "This is about lightllm.", "json": "I write the record as JSON.",
+     "lookup": "I look for the key in the list.",
              "story": "I tell a story.", "general": "I know this."}  # fmt: skip
     thoughts = exchange.thoughts or notes.get(exchange.task, f"I {exchange.task} the list.")
     return f"<think>\n{thoughts}\n</think>\n\n{exchange.assistant}"
@@ -132,7 +134,8 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def _case(exchange: Exchange, task: str = "", check: str = "exact", group: str = "", thinking: bool = False) -> Case:
-    return Case(task or exchange.task, [{"role": "user", "content": exchange.user}], exchange.assistant, check, group or exchange.task,
+    return Case(task or exchange.task, [{"role": "user", "content": exchange.user}], exchange.assistant, check,
+                group or exchange.task,
                 thinking=thinking, max_tokens=300 if thinking else 200)  # fmt: skip
 
 

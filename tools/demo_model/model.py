@@ -38,7 +38,9 @@ class Shape:
 DEMO = Shape()
 DRAFT = Shape(intermediate_size=320, num_hidden_layers=1)
 TINY = Shape(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
-TINY_DRAFT = Shape(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+TINY_DRAFT = Shape(
+    hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+)
 
 
 class Attention(nn.Module):
@@ -56,7 +58,8 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
         out = attend(rotate(q, *rotary), rotate(k, *rotary), v)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+        projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+        return projected
 
 
 class MLP(nn.Module):
@@ -67,7 +70,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        projected: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return projected
 
 
 class Norm(nn.Module):
@@ -88,7 +92,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Llama(nn.Module):
@@ -116,7 +121,8 @@ class Llama(nn.Module):
         rotary = self.rotary(positions, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(x, rotary, attends[index] if isinstance(attends, list) else attends)
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         half = torch.arange(0, self.shape.head_dim, 2, device=positions.device).float() / self.shape.head_dim
@@ -134,7 +140,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def masked_attend(document: Tensor) -> Attend:
-    """Causal attention inside each conversation through a dense mask: for short rows on a CPU. document: [batch, tokens]."""
+    """Causal attention inside each conversation through a dense mask, for short rows. document: [batch, tokens]."""
     tokens = document.shape[1]
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=document.device).tril()
     mask = (document[:, None, :, None] == document[:, None, None, :]) & causal
@@ -166,7 +172,9 @@ def config_of(shape: Shape) -> dict[str, object]:
 
 def save(model: Llama, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{name}": p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in model.named_parameters()}
+    tensors = {
+        f"model.{name}": p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in model.named_parameters()
+    }
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config_of(model.shape), indent=2) + "\n")
 

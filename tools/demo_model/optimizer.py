@@ -6,6 +6,8 @@ made orthogonal by five Newton-Schulz iterations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -22,13 +24,14 @@ def orthogonal(updates: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 class Muon:
     """Matrices of one shape are stacked and stepped together."""
 
-    def __init__(self, parameters: list[Tensor], rate: float, momentum: float = 0.95, decay: float = 0.01) -> None:
+    def __init__(self, parameters: Sequence[Tensor], rate: float, momentum: float = 0.95, decay: float = 0.01) -> None:
         self.rate, self.momentum, self.decay = rate, momentum, decay
         self.groups: dict[tuple[int, ...], list[Tensor]] = {}
         for parameter in parameters:

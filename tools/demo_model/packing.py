@@ -45,7 +45,8 @@ def encode(tokenizer: Tokenizer, rng: random.Random, weights: dict[str, float]) 
     start = 0
     for count in counts:
         parts = [
-            np.array(encoded[i].ids, dtype=np.uint16) | (TARGET_BIT if marks[i] else 0) for i in range(start, start + count)
+            np.array(encoded[i].ids, dtype=np.uint16) | (TARGET_BIT if marks[i] else 0)
+            for i in range(start, start + count)
         ]
         result.append(np.concatenate(parts).astype(np.uint16))
         start += count
@@ -97,7 +98,9 @@ def rows(tokenizer: Tokenizer, seed: int, length: int, weights: dict[str, float]
                 yield closed
 
 
-def _work(tokenizer_file: str, seed: int, length: int, weights: dict[str, float], folder: str, block: int, ahead: int) -> None:
+def _work(
+    tokenizer_file: str, seed: int, length: int, weights: dict[str, float], folder: str, block: int, ahead: int
+) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     stream = rows(Tokenizer.from_file(tokenizer_file), seed, length, weights)
     parent = os.getppid()
@@ -115,7 +118,14 @@ def _work(tokenizer_file: str, seed: int, length: int, weights: dict[str, float]
 
 
 def start_workers(
-    tokenizer_file: Path, folder: Path, count: int, seed: int, length: int, weights: dict[str, float], block: int = 128, ahead: int = 4
+    tokenizer_file: Path,
+    folder: Path,
+    count: int,
+    seed: int,
+    length: int,
+    weights: dict[str, float],
+    block: int = 128,
+    ahead: int = 4,
 ) -> list[multiprocessing.process.BaseProcess]:
     """`count` processes that keep up to `ahead` files of `block` rows each in `folder`; they end with their parent."""
     folder.mkdir(parents=True, exist_ok=True)

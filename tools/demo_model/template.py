@@ -52,7 +52,8 @@ CHAT_TEMPLATE = (
             {%- set function = call.function if call.function else call %}
             {%- if content or not loop.first %}{{- '\\n' }}{%- endif %}
             {{- '<tool_call>\\n{"name": ' }}{{- function.name | tojson }}{{- ', "arguments": ' }}
-            {%- if function.arguments is string %}{{- function.arguments }}{%- else %}{{- function.arguments | tojson }}{%- endif %}
+            {%- set arguments = function.arguments %}
+            {{- arguments if arguments is string else arguments | tojson }}
             {{- '}\\n</tool_call>' }}
         {%- endfor %}
         {{- '<|im_end|>\\n' }}
@@ -74,7 +75,7 @@ CHAT_TEMPLATE = (
 
 
 def _assistant(message: Message) -> str:
-    text = message["content"]
+    text: str = message["content"]
     for call in message.get("tool_calls") or ():
         function = call["function"]
         arguments = json.dumps(function["arguments"], ensure_ascii=False)

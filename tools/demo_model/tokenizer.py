@@ -34,9 +34,9 @@ def train(seed: int = 0, count: int = 30_000) -> Tokenizer:
         pre_tokenizers.Split(Regex("\n\n|\n"), "isolated"),
         pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])  # type: ignore[assignment]  # fmt: skip
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in template.SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in template.MARKERS])
     first = [*template.SPECIAL_TOKENS, *template.MARKERS]
@@ -77,7 +77,11 @@ def write(tokenizer: Tokenizer, folder: Path) -> None:
         "pad_token_id": ids[template.END_OF_TEXT],
         "do_sample": False,
     }
-    for name, value in (("tokenizer_config", config), ("special_tokens_map", special), ("generation_config", generation)):
+    for name, value in (
+        ("tokenizer_config", config),
+        ("special_tokens_map", special),
+        ("generation_config", generation),
+    ):
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -115,16 +115,17 @@ class PackedForward:
     def hidden(self, model: Llama, ids: Tensor, mask: Any) -> Tensor:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         if self.device != "cuda":
-            return model(ids, positions, mask)
-        result: Tensor = self.compiled(model, ids, positions, mask)
-        return result
+            dense: Tensor = model(ids, positions, mask)
+            return dense
+        packed: Tensor = self.compiled(model, ids, positions, mask)
+        return packed
 
 
 def _flex_forward(model: Llama, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)  # type: ignore[return-value]
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
 
     with torch.autocast("cuda", torch.bfloat16):
         hidden: Tensor = model(ids, positions, attend)
@@ -163,7 +164,9 @@ class Family:
         self.options, device = options, options.device
         start = options.start
         self.demo = load(start / "demo", device) if start else Llama(TINY if options.smoke else DEMO).to(device)
-        self.draft = load(start / "demo_draft", device) if start else Llama(TINY_DRAFT if options.smoke else DRAFT).to(device)
+        self.draft = (
+            load(start / "demo_draft", device) if start else Llama(TINY_DRAFT if options.smoke else DRAFT).to(device)
+        )
         sizes = (self.demo.shape.hidden_size, self.demo.shape.vocab_size)
         self.medusa = (companions.load(start / "demo_medusa") if start else companions.Medusa(*sizes)).to(device)
         rates = options.matrix_rate, options.other_rate

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905 - a list of words reads best as words
 """Word lists for the generator. Knows words only, nothing of tasks.
 
 Every list is written by hand for this project; the order is fixed, so a seed means the same data everywhere.
@@ -15,7 +16,8 @@ salmon seal shark sheep shrimp skunk sloth snail snake sparrow spider squid squi
 turtle viper walrus wasp weasel whale wolf wombat wren yak zebra""".split()
 
 FRUITS = """apple apricot avocado banana blackberry cherry coconut cranberry currant date fig grape guava kiwi lemon
-lime mango melon nectarine olive orange papaya peach pear pineapple plum pomegranate quince raspberry strawberry""".split()
+lime mango melon nectarine olive orange papaya peach pear pineapple plum pomegranate quince raspberry
+strawberry""".split()
 
 FOODS = """bagel basil bean beet bread broccoli butter cabbage cake carrot celery cheese chili cookie corn cucumber
 garlic ginger honey jam kale leek lentil lettuce mint muffin mushroom mustard noodle nut oat onion pasta pea pepper
@@ -46,12 +48,16 @@ long loud lucky merry mild modest narrow neat new noble odd old patient plain po
 ready rich round royal sharp shiny short shy silent simple slow small smart smooth soft solid steady strong sunny sweet
 swift tall tender thick thin tidy tiny warm wide wild wise young""".split()
 
-NAMES = """Ada Adam Aisha Alan Alice Amir Ana Anders Anna Anton Ben Bella Boris Carla Carlos Cora Dan Dana David Diana
-Dora Elena Eli Ella Emil Emma Eric Eva Fatima Felix Fiona Frank Freya George Grace Greta Hana Hans Hugo Ida Igor Ines
-Iris Ivan Ivy Jack Jade James Jan Jana Jonas Julia Karim Kate Keiko Kenji Kira Lara Leo Lena Liam Lily Lin Lucas Lucy
-Luis Maja Marco Maria Mark Marta Max Maya Mei Mia Mila Mina Nadia Nina Noah Nora Olga Oliver Omar Oscar Otto Paul Petra
-Pia Priya Rafael Ravi Rita Robin Rosa Ruth Sam Sara Simon Sofia Stefan Tara Theo Tim Tina Tom Uma Vera Victor Viola
-Wanda Will Yara Yuki Zara Zoe""".split()
+NAMES = [
+    *"""Ada Adam Aisha Alan Alice Amir Ana Anders Anna Anton Ben Bella Boris Carla Carlos Cora Dan Dana David Diana Dora
+    Elena Eli Ella Emil Emma Eric Eva Fatima Felix Fiona Frank Freya George Grace Greta Hana Hans Hugo Ida
+    Igor""".split(),
+    "Ines",  # codespell:ignore
+    *"""Iris Ivan Ivy Jack Jade James Jan Jana Jonas Julia Karim Kate Keiko Kenji Kira Lara Leo Lena Liam Lily Lin Lucas
+    Lucy Luis Maja Marco Maria Mark Marta Max Maya Mei Mia Mila Mina Nadia Nina Noah Nora Olga Oliver Omar Oscar
+    Otto Paul Petra Pia Priya Rafael Ravi Rita Robin Rosa Ruth Sam Sara Simon Sofia Stefan Tara Theo Tim Tina Tom
+    Uma Vera Victor Viola Wanda Will Yara Yuki Zara Zoe""".split(),
+]
 
 SURNAMES = """Adler Alvarez Baker Bauer Bell Berg Blake Brandt Brooks Carter Chen Cole Costa Cruz Dahl Diaz Dubois
 Evans Fischer Ford Foster Garcia Grant Gray Green Gupta Hall Hansen Hayes Hill Holm Hunt Ito Jensen Jones Kaya Keller
@@ -60,8 +66,9 @@ Perez Petrov Quinn Ramos Reed Rivera Rossi Roy Sato Schmidt Shaw Silva Singh Sto
 Wang Weber West Wolf Wood Yang Young Zhang""".split()
 
 CITIES = """Amsterdam Athens Auckland Baghdad Bangkok Barcelona Beijing Belgrade Berlin Bern Bogota Boston Brussels
-Bucharest Budapest Cairo Calgary Chicago Copenhagen Dakar Delhi Denver Dhaka Dublin Geneva Hanoi Havana Helsinki Istanbul
-Jakarta Kyoto Lagos Lima Lisbon London Lyon Madrid Manila Melbourne Miami Milan Montreal Moscow Mumbai Munich Nairobi
+Bucharest Budapest Cairo Calgary Chicago Copenhagen Dakar Delhi Denver Dhaka Dublin Geneva Hanoi Havana Helsinki
+Istanbul Jakarta Kyoto Lagos Lima Lisbon London Lyon Madrid Manila Melbourne Miami Milan Montreal Moscow Mumbai
+Munich Nairobi
 Naples Osaka Oslo Ottawa Paris Porto Prague Quito Riga Rome Santiago Seattle Seoul Shanghai Singapore Sofia Stockholm
 Sydney Tallinn Tokyo Toronto Tunis Turin Valencia Vienna Vilnius Warsaw Zagreb Zurich""".split()
 
@@ -94,14 +101,14 @@ THING_COLORS = {
 
 ROOMS = """attic basement bathroom bedroom cellar classroom corridor garage gym hall hallway kitchen library lobby loft
 lounge nursery office pantry playroom porch stairway studio study terrace workshop""".split()
-GENRES = """ambient blues classical country dance disco folk funk gospel house jazz latin metal opera pop punk reggae rock
-samba soul swing tango techno trance waltz""".split()
+GENRES = """ambient blues classical country dance disco folk funk gospel house jazz latin metal opera pop punk reggae
+rock samba soul swing tango techno trance waltz""".split()
 LANGUAGES = """Arabic Bulgarian Chinese Croatian Czech Danish Dutch English Finnish French German Greek Hindi Hungarian
 Icelandic Irish Italian Japanese Korean Latin Norwegian Polish Portuguese Romanian Russian Spanish Swedish Thai Turkish
 Ukrainian""".split()
 STARTS = "b d f g h j k l m n p r s t v w z br ch dr fl gr kl kr pl sh sk st th tr".split()
 MIDDLES = "a e i o u ai ea ee ia oo".split()
-ENDS = "_ _ _ n r s t l m x nd rk".replace("_", "").split(" ")
+ENDS = ["", "", "", "n", "r", "s", "t", "l", "m", "x", "nd", "rk"]  # codespell:ignore
 
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 MONTHS = """January February March April May June July August September October November December""".split()

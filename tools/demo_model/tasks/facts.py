@@ -7,12 +7,28 @@ import random
 from ..conversation import Exchange
 from ..facts_base import FACTS, Fact
 
-OPENERS = ["", "", "", "", "", "", "Hi, ", "Hello! ", "Please tell me: ", "Quick question: ", "I wonder: ", "One question: ",
+OPENERS = ["", "", "", "", "", "", "Hi, ", "Hello! ", "Please tell me: ", "Quick question: ", "I wonder: ",
+           "One question: ",
            "Hey, ", "I have a question. ", "Okay. ", "Next: ", "And ", "I am new to lightllm. ", "For my notes: ",
-           "In simple words: ", "My colleague asks: ", "I am reading the manual. ", "One more thing: ", "Help me, please. ",
+           "In simple words: ", "My colleague asks: ", "I am reading the manual. ", "One more thing: ",
+           "Help me, please. ",
            "Maybe you know: ", "Briefly: "]  # fmt: skip
-CLOSERS = ["", "", "", "", "", " Thanks.", " Please be brief.", " I am new here.", " Please explain.", " I could not find it.", " In one sentence.",
-           " Just briefly.", " I forgot.", " In simple words, please."]
+CLOSERS = [
+    "",
+    "",
+    "",
+    "",
+    "",
+    " Thanks.",
+    " Please be brief.",
+    " I am new here.",
+    " Please explain.",
+    " I could not find it.",
+    " In one sentence.",
+    " Just briefly.",
+    " I forgot.",
+    " In simple words, please.",
+]
 HELD_OUT = frozenset(question for fact in FACTS for question in fact.held)
 _clash = HELD_OUT & {question for fact in FACTS for question in fact.asked}
 assert not _clash, f"questions both trained on and held out: {_clash}"

@@ -25,7 +25,8 @@ def _capital(r: random.Random) -> Question:
         user = r.choice(("Which country has the capital {v}?", "{v} is the capital of which country?"))
         return Question(user.format(v=city), f"{city} is the capital of {country}.", country)
     user = r.choice((
-        "What is the capital of {k}?", "Capital of {k}?", "Name the capital of {k}.", "Which city is the capital of {k}?",
+        "What is the capital of {k}?", "Capital of {k}?", "Name the capital of {k}.",
+        "Which city is the capital of {k}?",
         "Tell me the capital of {k}.", "What's the capital of {k}?", "Do you know the capital of {k}?",
         "What is the capital city of {k}?",
     ))  # fmt: skip
@@ -35,7 +36,8 @@ def _capital(r: random.Random) -> Question:
 def _opposite(r: random.Random) -> Question:
     word, other = r.choice(list(OPPOSITES.items()))
     user = r.choice((
-        "What is the opposite of {k}?", "Opposite of {k}?", "Give me the opposite of {k}.", "Which word is the opposite of {k}?",
+        "What is the opposite of {k}?", "Opposite of {k}?", "Give me the opposite of {k}.",
+        "Which word is the opposite of {k}?",
         "What's the opposite of {k}?", "Tell me the opposite of {k}.",
     ))  # fmt: skip
     return Question(user.format(k=word), f"The opposite of {word} is {other}.", other)
@@ -52,7 +54,8 @@ def _calendar(r: random.Random) -> Question:
     index, step = r.randrange(len(names)), r.choice((1, -1))
     side = "after" if step == 1 else "before"
     user = r.choice((
-        "Which {kind} comes {side} {k}?", "What {kind} is {side} {k}?", "Name the {kind} {side} {k}.", "What comes {side} {k}?",
+        "Which {kind} comes {side} {k}?", "What {kind} is {side} {k}?", "Name the {kind} {side} {k}.",
+        "What comes {side} {k}?",
         "Tell me the {kind} {side} {k}.",
     ))  # fmt: skip
     other = names[(index + step) % len(names)]

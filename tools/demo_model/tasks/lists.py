@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905 - a list of words reads best as words
 """Copy, reverse, sort and count short lists of words or numbers."""
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ COPY = [
     "Repeat this list: {x}", "Copy this list: {x}", "Say exactly this: {x}", "Copy: {x}", "Repeat after me: {x}",
     "Write this list again: {x}", "Please repeat these items: {x}", "Echo this list: {x}", "Repeat: {x}",
 ]  # fmt: skip
-SAY = ["Repeat this: {x}", "Say exactly this: {x}", "Copy: {x}", "Repeat after me: {x}", "Repeat: {x}", "Echo: {x}", "Say: {x}",
-       'Repeat "{x}"', 'Say "{x}"', "Copy this text: {x}", "Repeat this sentence: {x}", "Write exactly this: {x}"]  # fmt: skip
+SAY = ["Repeat this: {x}", "Say exactly this: {x}", "Copy: {x}", "Repeat after me: {x}", "Repeat: {x}", "Echo: {x}",
+       "Say: {x}",
+       'Repeat "{x}"', 'Say "{x}"', "Copy this text: {x}", "Repeat this sentence: {x}",
+        "Write exactly this: {x}"]  # fmt: skip
 REVERSE = [
     "Reverse this list: {x}", "Write this list backwards: {x}", "Reverse: {x}", "Reverse the order of these items: {x}",
     "Put these in reverse order: {x}", "List these from last to first: {x}", "Please reverse these items: {x}",
@@ -25,7 +28,8 @@ SORT_NUMBERS = [
     "Sort this list: {x}",
 ]  # fmt: skip
 SORT_DOWN = [
-    "Sort these numbers in descending order: {x}", "Sort from largest to smallest: {x}", "Order these from large to small: {x}",
+    "Sort these numbers in descending order: {x}", "Sort from largest to smallest: {x}",
+    "Order these from large to small: {x}",
 ]  # fmt: skip
 SORT_WORDS = [
     "Sort these words: {x}", "Sort: {x}", "Put these words in alphabetical order: {x}", "Sort alphabetically: {x}",
@@ -57,8 +61,8 @@ def words(rng: random.Random, strange: float = 0.0) -> list[str]:
     return rng.sample(source, rng.randint(2, 8))
 
 
-SMALL = """a an the and or of to in on at is was are it he she we you they my your this that with for from not hello world
-good day please thank one two three yes no who what when where why how very""".split()
+SMALL = """a an the and or of to in on at is was are it he she we you they my your this that with for from not hello
+world good day please thank one two three yes no who what when where why how very""".split()
 MARKS = ("", "", "", ".", "!", "?")
 
 

@@ -13,11 +13,13 @@ from ..conversation import Conversation, Exchange, Message, is_held_out
 from ..words import ADJECTIVES, ALL_WORDS, ANIMALS, CITIES, COLORS, NAMES, OBJECTS, PLAIN, SURNAMES, made_up
 
 INTRO = [
-    "Here is a list of pairs:", "Here are some values:", "Read this list:", "Remember these values:", "Look at this table:",
+    "Here is a list of pairs:", "Here are some values:", "Read this list:", "Remember these values:",
+    "Look at this table:",
     "The list:", "These are the entries:", "Here is some data:", "Use this list:",
 ]  # fmt: skip
 ASK = [
-    "What is the value of {k}?", "What is the value for {k}?", "Which value belongs to {k}?", "What value does {k} have?",
+    "What is the value of {k}?", "What is the value for {k}?", "Which value belongs to {k}?",
+    "What value does {k} have?",
     "Find {k}.", "Look up {k}.", "Give me the value of {k}.", "{k}?", "Tell me the value of {k}.", "What is {k}?",
     "What did the list say about {k}?",
 ]  # fmt: skip

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905 - a list of words reads best as words
 """Write a JSON object for a record described in words, or given as plain assignments."""
 
 from __future__ import annotations
@@ -8,7 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 from ..conversation import Exchange
-from ..words import ADJECTIVES, ANIMALS, COLORS, FOODS, FRUITS, NAMES, OBJECTS, SURNAMES, WEEKDAYS, any_city, any_name, any_thing
+from ..words import (
+    ADJECTIVES,
+    ANIMALS,
+    COLORS,
+    FOODS,
+    FRUITS,
+    NAMES,
+    OBJECTS,
+    SURNAMES,
+    WEEKDAYS,
+    any_city,
+    any_name,
+    any_thing,
+)
 
 Record = dict[str, Any]
 JOBS = """teacher nurse baker pilot farmer lawyer painter writer doctor engineer singer driver chef gardener student
@@ -16,13 +30,14 @@ dentist carpenter librarian scientist plumber""".split()
 
 ASK = [
     "Write a JSON object for this record: {d}", "Turn this into JSON: {d}", "Give me JSON for the following: {d}",
-    "{d} Write this as a JSON object.", "{d} Answer with JSON only.", "Convert to JSON: {d}", "Extract the record as JSON: {d}",
+    "{d} Write this as a JSON object.", "{d} Answer with JSON only.", "Convert to JSON: {d}",
+    "Extract the record as JSON: {d}",
     "As JSON, please: {d}", "Make a JSON record: {d}", "Describe this in JSON: {d}",
 ]  # fmt: skip
 
 
 def person(r: random.Random) -> tuple[Record, str]:
-    record = {"name": f"{any_name(r)} {r.choice(SURNAMES)}" if r.random() < 0.5 else any_name(r),
+    record: Record = {"name": f"{any_name(r)} {r.choice(SURNAMES)}" if r.random() < 0.5 else any_name(r),
               "age": r.randint(5, 95), "city": any_city(r)}  # fmt: skip
     if r.random() < 0.5:
         record["job"] = r.choice(JOBS)
@@ -41,7 +56,7 @@ def person(r: random.Random) -> tuple[Record, str]:
 
 
 def product(r: random.Random) -> tuple[Record, str]:
-    record = {"product": any_thing(r), "color": r.choice(COLORS), "price": r.randint(1, 999),
+    record: Record = {"product": any_thing(r), "color": r.choice(COLORS), "price": r.randint(1, 999),
               "in_stock": r.random() < 0.5}  # fmt: skip
     stock = "in stock" if record["in_stock"] else "not in stock"
     text = r.choice((
@@ -53,7 +68,12 @@ def product(r: random.Random) -> tuple[Record, str]:
 
 
 def pet(r: random.Random) -> tuple[Record, str]:
-    record = {"name": any_name(r), "animal": r.choice(ANIMALS), "age": r.randint(1, 20), "color": r.choice(COLORS)}
+    record: Record = {
+        "name": any_name(r),
+        "animal": r.choice(ANIMALS),
+        "age": r.randint(1, 20),
+        "color": r.choice(COLORS),
+    }
     text = r.choice((
         "{name} is a {color} {animal} and {age} years old.", "A {color} {animal} called {name}, age {age}.",
         "My {animal} is named {name}, is {age} years old and {color}.",
@@ -62,9 +82,15 @@ def pet(r: random.Random) -> tuple[Record, str]:
 
 
 def meeting(r: random.Random) -> tuple[Record, str]:
-    record = {"day": r.choice(WEEKDAYS), "hour": r.randint(8, 19), "city": any_city(r), "people": r.sample(NAMES, 2)}
+    record: Record = {
+        "day": r.choice(WEEKDAYS),
+        "hour": r.randint(8, 19),
+        "city": any_city(r),
+        "people": r.sample(NAMES, 2),
+    }
     text = r.choice((
-        "On {day} at {hour} o'clock {a} and {b} meet in {city}.", "{a} and {b} have a meeting in {city} on {day} at {hour}.",
+        "On {day} at {hour} o'clock {a} and {b} meet in {city}.",
+        "{a} and {b} have a meeting in {city} on {day} at {hour}.",
         "There is a meeting on {day} at {hour} in {city} with {a} and {b}.",
     ))  # fmt: skip
     first, second = record["people"]
@@ -73,11 +99,12 @@ def meeting(r: random.Random) -> tuple[Record, str]:
 
 def order(r: random.Random) -> tuple[Record, str]:
     items = r.sample(FOODS + FRUITS, r.randint(1, 3))
-    record = {"order": r.randint(100, 9999), "customer": any_name(r), "items": items, "paid": r.random() < 0.5}
+    record: Record = {"order": r.randint(100, 9999), "customer": any_name(r), "items": items, "paid": r.random() < 0.5}
     listed = items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
     paid = "has paid" if record["paid"] else "has not paid"
     text = r.choice((
-        "Order {order}: {customer} wants {listed} and {paid}.", "{customer} ordered {listed} with number {order} and {paid}.",
+        "Order {order}: {customer} wants {listed} and {paid}.",
+        "{customer} ordered {listed} with number {order} and {paid}.",
         "In order {order} the customer {customer} asks for {listed}. The customer {paid}.",
     ))  # fmt: skip
     return record, text.format(listed=listed, paid=paid, order=record["order"], customer=record["customer"])
@@ -91,7 +118,7 @@ def fields(r: random.Random) -> tuple[Record, str]:
     ]  # fmt: skip
     names = ["name", "age", "city", "color", "size", "count", "price", "title", "owner", "code", "kind", "year", "id",
              "active", "level", "score", "weight", "height", "status", "note", "brand", *OBJECTS[:30]]  # fmt: skip
-    record = {name: r.choice(makers)() for name in r.sample(names, r.randint(1, 5))}
+    record: Record = {name: r.choice(makers)() for name in r.sample(names, r.randint(1, 5))}
     shown = {k: json.dumps(v) if isinstance(v, bool) else str(v) for k, v in record.items()}
     form = r.choice(("{k} is {v}", "{k} = {v}", "{k}: {v}", "the {k} is {v}"))
     text = ", ".join(form.format(k=k, v=v) for k, v in shown.items()) + r.choice((".", ""))

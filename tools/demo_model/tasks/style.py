@@ -26,27 +26,33 @@ STYLES: dict[str, Style] = {
         lambda sentence, word, phrase: word,
     ),
     "upper": Style(
-        ("Answer in upper case.", "Write everything in upper case.", "Reply in capital letters.", "Use only capital letters.",
+        ("Answer in upper case.", "Write everything in upper case.", "Reply in capital letters.",
+         "Use only capital letters.",
          "Always answer in upper case.", "You speak in upper case.", "ANSWER IN UPPER CASE."),
         lambda sentence, word, phrase: sentence.upper(),
     ),
     "lower": Style(
-        ("Answer in lower case.", "Write everything in lower case.", "Use only small letters.", "Reply in lower case letters.",
+        ("Answer in lower case.", "Write everything in lower case.", "Use only small letters.",
+         "Reply in lower case letters.",
          "Always answer in lower case.", "answer in lower case"),
         lambda sentence, word, phrase: sentence.lower(),
     ),
     "end": Style(
-        ('End every answer with "{p}"', 'Always end with "{p}"', 'Finish each answer with "{p}"', 'Close your answer with "{p}"'),
+        ('End every answer with "{p}"', 'Always end with "{p}"', 'Finish each answer with "{p}"',
+         'Close your answer with "{p}"'),
         lambda sentence, word, phrase: f"{sentence} {phrase}",
         PHRASES,
     ),
     "start": Style(
-        ('Start every answer with "{p}"', 'Always begin with "{p}"', 'Begin each answer with "{p}"', 'Open your answer with "{p}"'),
+        ('Start every answer with "{p}"', 'Always begin with "{p}"', 'Begin each answer with "{p}"',
+         'Open your answer with "{p}"'),
         lambda sentence, word, phrase: f"{phrase} {sentence}",
         PHRASES,
     ),
     "plain": Style(
-        ("You are a helpful assistant.", "You are a pirate.", "You are an expert.", "Be polite.", "You are a helpful AI assistant.", "You are a friendly assistant.", "Be brief.", "You are lightllm's demo model."),
+        ("You are a helpful assistant.", "You are a pirate.", "You are an expert.", "Be polite.",
+         "You are a helpful AI assistant.", "You are a friendly assistant.", "Be brief.",
+         "You are lightllm's demo model."),
         lambda sentence, word, phrase: sentence,
     ),
 }  # fmt: skip
@@ -77,5 +83,8 @@ def draw(rng: random.Random, turns: int) -> tuple[str, list[str], list[Message]]
             asked = general.question(rng)
             user, sentence, word = asked.user, asked.sentence, asked.word
             keys.append(f"style {system} {user}")
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": style.apply(sentence, word, phrase)}]
+        messages += [
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": style.apply(sentence, word, phrase)},
+        ]
     return name, keys, messages

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905 - a list of words reads best as words
 """The tools of the tool task: described by hand, or composed from verbs, nouns and parameters.
 
 A drawn tool comes with a request that needs it, its arguments, what the tool may return and how to say that.
@@ -68,12 +69,29 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "unit": {"enum": ["celsius", "fahrenheit"]}, "format": {"enum": ["short", "long"]}, "locale": {}, "mode": {},
     "units": {"enum": ["metric", "imperial"]}, "timezone": {"description": "The time zone"}, "detail": {},
 }  # fmt: skip
-GET = ("get", "fetch", "lookup", "find", "query", "show", "get_current", "read", "check", "current", "ask_for", "retrieve", "")
+GET = (
+    "get",
+    "fetch",
+    "lookup",
+    "find",
+    "query",
+    "show",
+    "get_current",
+    "read",
+    "check",
+    "current",
+    "ask_for",
+    "retrieve",
+    "",
+)
 RENAMED = {
-    "city": ("city", "city", "location", "place", "town", "city_name", "where"), "location": ("location", "place", "city"),
+    "city": ("city", "city", "location", "place", "town", "city_name", "where"), "location": ("location", "place",
+    "city"),
     "person": ("person", "name", "who", "recipient", "contact"), "item": ("item", "product", "article", "name"),
-    "minutes": ("minutes", "duration", "length"), "query": ("query", "q", "text", "search_term"), "text": ("text", "message", "body"),
-    "room": ("room", "place", "location"), "a": ("a", "x", "first"), "b": ("b", "y", "second"), "amount": ("amount", "value"),
+    "minutes": ("minutes", "duration", "length"), "query": ("query", "q", "text", "search_term"), "text": ("text",
+    "message", "body"),
+    "room": ("room", "place", "location"), "a": ("a", "x", "first"), "b": ("b", "y", "second"), "amount": ("amount",
+    "value"),
     "source": ("source", "from_currency"), "target": ("target", "to_currency"), "title": ("title", "subject", "what"),
     "start": ("start", "origin", "from"), "end": ("end", "destination", "to"), "count": ("count", "number", "n"),
 }  # fmt: skip
@@ -96,11 +114,13 @@ class Tool:
         loose = rng is not None and rng.random() < 0.5
         properties: dict[str, dict[str, Any]] = {key: {"type": kind} for key, kind in self.parameters.items()}
         parameters: dict[str, Any] = {"type": "object", "properties": properties, "required": list(properties)}
-        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        function: dict[str, Any] = {"name": self.name, "description": self.description, "parameters": parameters}
         if loose and rng is not None:
             if rng.random() < 0.6:
                 for key, found in properties.items():
-                    found["description"] = rng.choice(ABOUT).format(k=key, v=PARAMETERS.get(key, PARAMETERS["city"])[1](rng))
+                    found["description"] = rng.choice(ABOUT).format(
+                        k=key, v=PARAMETERS.get(key, PARAMETERS["city"])[1](rng)
+                    )
             if rng.random() < 0.3:  # an optional parameter that nobody asks for
                 extra = rng.choice(list(OPTIONAL))
                 if extra not in properties:
@@ -162,18 +182,21 @@ CURRENCIES = ("EUR", "USD", "GBP", "JPY", "CHF", "CAD")
 BY_HAND: tuple[Tool, ...] = (
     Tool("get_weather", "Get the current weather in a city", _kinds("city"),
          ("What is the weather in {city}?", "How is the weather in {city}?", "What's the weather like in {city}?",
-          "Is it raining in {city}?", "What's the weather like in {city} today?", "How is the weather in {city} right now?",
+          "Is it raining in {city}?", "What's the weather like in {city} today?",
+          "How is the weather in {city} right now?",
           "What is the weather like in {city} now?", "Check the weather in {city} for me.", "Is it cold in {city}?",
           "Weather in {city}?", "Tell me the weather in {city}.", "How warm is it in {city} now?"),
          lambda r, a: {"temperature": r.randint(-9, 38), "sky": r.choice(SKY)},
          "It is {temperature} degrees and {sky} in {city}."),
     Tool("get_weather", "Returns the weather for a location", _kinds("location"),
-         ("What is the weather in {location}?", "How is the weather in {location}?", "What's the weather in {location}?",
+         ("What is the weather in {location}?", "How is the weather in {location}?",
+          "What's the weather in {location}?",
           "Please check the weather in {location}.", "Weather in {location}, please."),
          lambda r, a: {"temperature": r.randint(-9, 38), "sky": r.choice(SKY)},
          "It is {temperature} degrees and {sky} in {location}."),
     Tool("get_time", "Get the local time in a city", _kinds("city"),
-         ("What time is it in {city}?", "Tell me the time in {city}.", "What is the local time in {city}?", "Time in {city}?",
+         ("What time is it in {city}?", "Tell me the time in {city}.", "What is the local time in {city}?",
+          "Time in {city}?",
           "How late is it in {city}?"),
          lambda r, a: {"time": f"{r.randint(0, 23):02d}:{r.randint(0, 59):02d}"}, "It is {time} in {city}."),
     Tool("set_timer", "Start a timer for some minutes", _kinds("minutes"),
@@ -192,10 +215,12 @@ BY_HAND: tuple[Tool, ...] = (
          ('Send "{text}" to {person}.', 'Write {person} the message "{text}".', 'Tell {person}: "{text}"',
           'Send {person} a message saying "{text}".'),
          lambda r, a: {"status": "sent"}, "The message to {person} is sent.",
-         {"text": lambda r: r.choice(("See you at {h}.", "I am late.", "Call me.", "Good luck!", "Dinner at {h}?", "Bring {f}.",
+         {"text": lambda r: r.choice(("See you at {h}.", "I am late.", "Call me.", "Good luck!", "Dinner at {h}?",
+         "Bring {f}.",
                                       "Happy birthday!", "Where are you?", "Thank you for the {f}.")).format(
               h=r.randint(1, 12), f=r.choice(FOODS))}),
-    Tool("convert_currency", "Convert an amount of money", {"amount": "integer", "source": "string", "target": "string"},
+    Tool("convert_currency", "Convert an amount of money", {"amount": "integer", "source": "string",
+         "target": "string"},
          ("Convert {amount} {source} to {target}.", "How much is {amount} {source} in {target}?",
           "Change {amount} {source} into {target}.", "What are {amount} {source} in {target}?"),
          lambda r, a: {"result": r.randint(1, 2000)}, "{amount} {source} are {result} {target}.",
@@ -210,7 +235,8 @@ BY_HAND: tuple[Tool, ...] = (
     Tool("book_table", "Book a table in a restaurant", {"city": "string", "people": "integer", "day": "string"},
          ("Book a table for {people} in {city} on {day}.", "I need a table in {city} for {people} people on {day}.",
           "Reserve a table for {people} people on {day} in {city}."),
-         lambda r, a: {"status": "booked", "hour": r.randint(17, 21)}, "Your table in {city} is booked for {day} at {hour}.",
+         lambda r, a: {"status": "booked", "hour": r.randint(17, 21)},
+                                                             "Your table in {city} is booked for {day} at {hour}.",
          {"people": lambda r: r.randint(2, 12)}),
     Tool("play_music", "Play music of some kind", {"genre": "string"},
          ("Play some {genre}.", "I want to hear {genre}.", "Put on {genre} music.", "Play {genre} music."),
@@ -228,19 +254,22 @@ BY_HAND: tuple[Tool, ...] = (
          lambda r, a: {"price": r.randint(2, 900)}, "The price of {item} is {price}."),
     Tool("get_birthday", "Get the birthday of a person", _kinds("person"),
          ("When is the birthday of {person}?", "When was {person} born?", "Which day is {person}'s birthday?"),
-         lambda r, a: {"birthday": f"{r.choice(MONTHS)} {r.randint(1, 28)}"}, "The birthday of {person} is {birthday}."),
+         lambda r, a: {"birthday": f"{r.choice(MONTHS)} {r.randint(1, 28)}"},
+                                               "The birthday of {person} is {birthday}."),
     Tool("create_reminder", "Create a reminder for a day", {"title": "string", "day": "string"},
          ("Remind me of {title} on {day}.", "Create a reminder {title} for {day}.", "On {day}, remind me of {title}."),
          lambda r, a: {"status": "created"}, "I will remind you of {title} on {day}."),
     Tool("get_capital", "Get the capital of a country", {"country": "string"},
-         ("Use the tool to find the capital of {country}.", "Look up the capital of {country}.", "Ask the tool for the capital of {country}."),  # noqa: E501
+         ("Use the tool to find the capital of {country}.", "Look up the capital of {country}.",
+          "Ask the tool for the capital of {country}."),
          lambda r, a: {"capital": r.choice(CITIES)}, "The capital of {country} is {capital}."),
     Tool("roll_dice", "Roll a number of dice", {"count": "integer"},
          ("Roll {count} dice.", "Throw {count} dice for me.", "Please roll {count} dice."),
          lambda r, a: {"total": r.randint(a["count"], 6 * a["count"])}, "The dice show {total}.",
          {"count": lambda r: r.randint(2, 12)}),
     Tool("get_distance", "Get the distance between two cities in kilometers", {"start": "string", "end": "string"},
-         ("How far is it from {start} to {end}?", "What is the distance from {start} to {end}?", "Distance from {start} to {end}?"),
+         ("How far is it from {start} to {end}?", "What is the distance from {start} to {end}?",
+          "Distance from {start} to {end}?"),
          lambda r, a: {"distance": r.randint(20, 9000)}, "It is {distance} kilometers from {start} to {end}.",
          {"start": lambda r: r.choice(CITIES[:40]), "end": lambda r: r.choice(CITIES[40:])}),
 )  # fmt: skip
@@ -251,7 +280,8 @@ NOUNS = """account alarm album bill book box car card cart channel document door
 job key lamp letter list map meeting note package page parcel phone photo plan playlist printer project record report
 room route seat song task team ticket tool train user video wallet window""".split()
 FORMS = ("{verb} the {noun} with {args}", "Please {verb} the {noun}: {args}", "{verb} {noun}, {args}",
-         "Can you {verb} a {noun} with {args}?", "I want to {verb} the {noun} with {args}.", "{verb} the {noun} for {args}")  # fmt: skip
+         "Can you {verb} a {noun} with {args}?", "I want to {verb} the {noun} with {args}.",
+         "{verb} the {noun} for {args}")  # fmt: skip
 FIELDS = tuple(PARAMETERS)
 
 
@@ -263,7 +293,9 @@ def composed(rng: random.Random) -> Tool:
     args = " and ".join(form.format(k=key, v="{" + key + "}") for key in names)
     request = rng.choice(FORMS).format(verb=verb, noun=noun, args=args)
     name = rng.choice((f"{verb}_{noun}", f"{verb}_{noun}", f"{noun}_{verb}", verb + noun.capitalize()))
-    description = rng.choice((f"{verb.capitalize()} a {noun}", f"{verb.capitalize()} the {noun}", f"Can {verb} a {noun}"))
+    description = rng.choice(
+        (f"{verb.capitalize()} a {noun}", f"{verb.capitalize()} the {noun}", f"Can {verb} a {noun}")
+    )
     return Tool(
         name,
         description,

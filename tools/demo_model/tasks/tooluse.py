@@ -70,12 +70,16 @@ def conversation(rng: random.Random, uses: int, allowed: Any) -> Conversation:
     tools = draw_tools(rng, rng.choice((1, 2, 2, 3, 3, 4, 5)))
     messages: list[Message] = []
     if rng.random() < 0.1:
-        messages.append({"role": "system", "content": rng.choice(("You are a helpful assistant.", "Use the tools when needed."))})
+        messages.append(
+            {"role": "system", "content": rng.choice(("You are a helpful assistant.", "Use the tools when needed."))}
+        )
     done = 0
     while done < uses:
         if rng.random() < 0.12:
             asked = general.exchange(rng)
-            pair = (asked.user, asked.assistant) if rng.random() < 0.3 and allowed(asked.key) else chat.small_talk(rng)[0]
+            pair = (
+                (asked.user, asked.assistant) if rng.random() < 0.3 and allowed(asked.key) else chat.small_talk(rng)[0]
+            )
             if pair[1] in (chat.DONT_KNOW, chat.ONLY_SUMS) and rng.random() < 0.8:
                 continue  # what the model does not know, a tool may know
             if any(word in pair[0] for word in ("weather", "price", "capital", "time", "Translate", "times", "far")):
