@@ -98,13 +98,13 @@ class Record:
         """[steps, 5]: time at the end, duration, host seconds, slots in use, requests running."""
         return np.array(self._steps, np.float64).reshape(-1, 5)
 
-    def summary(self, targets: Targets | None = None, warm_up: float = 0.0) -> Summary:
-        """The numbers of the time after `warm_up` seconds."""
+    def summary(self, targets: Targets | None = None, warm_up: float = 0.0, tenant: str | None = None) -> Summary:
+        """The numbers of the time after `warm_up` seconds; with `tenant`, of that tenant's requests alone."""
         targets = targets or Targets()
         steps = self.steps()
         steps = steps[steps[:, 0] > warm_up]
         seconds = max(self.end - warm_up, 1e-9)
-        ended = [life for life in self.ended if life.end > warm_up]
+        ended = [life for life in self.ended if life.end > warm_up and tenant in (None, life.job.tenant)]
         done = [life for life in ended if life.by_itself]
         met = [life for life in done if targets.met(life)]
         evicted = [number for at, number in self.evicted if at > warm_up]
