@@ -84,6 +84,7 @@ def _cpu_section() -> str:
             table(("workload", "lightllm, output tok/s", "Transformers, output tok/s", "ratio"), rows),
             f"At batch 1 decoding reads {share}.",
             f"{where}, Transformers {machine['transformers']}; layers: {result['layers']}.",
-            f"Made by {code(result['command'])}; every run is in {code('benchmarks/results/cpu_vs_transformers.json')}.\n",
+            f"Made by {code(result['command'])};",
+            "every run is in `benchmarks/results/cpu_vs_transformers.json`.\n",
         ]
     )
