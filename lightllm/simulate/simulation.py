@@ -58,8 +58,9 @@ class Simulation:
         self._setup = setup
         self._clients = clients
         self._machine = Machine(setup.cost, settings.max_running, noise=setup.noise, seed=seed)
-        self._policy = policy or make_policy(settings)
-        estimator = estimator or (Conservative(settings.reserve) if setup.oracle else make_estimator(settings))
+        self._policy = make_policy(settings) if policy is None else policy
+        if estimator is None:
+            estimator = Conservative(settings.reserve) if setup.oracle else make_estimator(settings)
         memory = TokenMemory(setup.total_tokens, prefix_cache=settings.prefix_cache, eviction=settings.prefix_eviction)
         self.scheduler = Scheduler(
             settings, memory, self._policy, estimator, max_len=min(longest, setup.total_tokens), eos_ids=(END,)
