@@ -8,6 +8,7 @@ in the offline API beside its caller.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections import deque
@@ -91,6 +92,8 @@ def build_parts(settings: Settings, directory: Path) -> EngineParts:
         "device": _resolved(built, "device"),
         "dtype": _resolved(built, "dtype"),
     }
+    gc.collect()
+    gc.freeze()  # what was loaded stays: later collections need not look at it
     return EngineParts(scheduler, built.engine, facts, built.resolved)
 
 
