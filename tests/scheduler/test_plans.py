@@ -63,6 +63,30 @@ def test_equal_prompts_are_computed_once() -> None:
     assert harness.computed_tokens == len(prompt) + 5
 
 
+def test_a_prompt_in_progress_is_promised_and_counted_once() -> None:
+    prompt = list(range(2, 62))
+    harness = make_harness(100, max_len=70, chunk_size=8, max_step_tokens=32)
+    for _ in range(4):
+        harness.submit(prompt, 5, ignore_eos=True)
+    harness.step()
+    assert harness.scheduler.num_running == 4, "60 + 4 * 6 slots are enough, 4 * 65 are not needed"
+    harness.drain()
+    harness.assert_outputs()
+    assert harness.scheduler.counters.num_preemptions == 0
+
+
+def test_a_promise_ends_with_who_gave_it() -> None:
+    prompt = list(range(2, 62))
+    harness = make_harness(100, max_len=70, chunk_size=8, max_step_tokens=8)
+    for _ in range(3):
+        harness.submit(prompt, 5, ignore_eos=True)
+    harness.launch()
+    harness.abort(0)
+    assert all(request.promised_len == 0 for request in harness.scheduler._roster.running.values())
+    harness.drain()
+    harness.assert_outputs()
+
+
 def test_a_second_request_patches_the_cached_prefix_into_its_row() -> None:
     harness = make_harness(64)
     first = harness.submit([2, 3, 4, 5], 1, ignore_eos=True)

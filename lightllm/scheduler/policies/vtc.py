@@ -17,6 +17,7 @@ from lightllm.scheduler.policies.seam import MOST_CANDIDATES, Outlook
 from lightllm.scheduler.request import Request
 
 _MOST_IDLE_TENANTS = 10_000
+_LEAST_WEIGHT = 1e-3
 
 
 class VirtualTokenCounter:
@@ -40,7 +41,7 @@ class VirtualTokenCounter:
         tenant = request.submit.tenant
         if tenant not in self._queues:
             self._lift(tenant)
-        self._weights[tenant] = request.submit.weight
+        self._weights[tenant] = max(request.submit.weight, _LEAST_WEIGHT)
         self._queues.setdefault(tenant, {})[request.serial] = request
         self._num_waiting += 1
 
