@@ -104,7 +104,7 @@ def main() -> None:
     rows = {}
     for name, rows_running, pool, num_requests in (
         ("256 running, none waiting", 256, 400_000, 256),
-        ("512 running, 2000 waiting", 640, 330_000, 2512),
+        ("512 running, 2000 waiting", 640, 280_000, 2512),
     ):
         settings = SchedulerSettings(
             max_running=rows_running, max_step_tokens=8192, max_waiting=8192, estimator=arguments.estimator

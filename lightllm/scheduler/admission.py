@@ -13,7 +13,7 @@ from lightllm.memory.token_memory import TokenMemory
 from lightllm.scheduler.estimators import Estimator, Forecast
 from lightllm.scheduler.lengths import Int64, Lengths
 from lightllm.scheduler.load import Load
-from lightllm.scheduler.request import Request, Tokens
+from lightllm.scheduler.request import Request, State, Tokens
 
 _MOST_DONORS = 8
 
@@ -77,7 +77,11 @@ def _promised(request: Request, matchable: Tokens, prompts: list[Request], match
     """The longest prefix of `matchable` that a prompt in progress will have computed; 0 if the tree knows as much."""
     longest = 0
     for donor in prompts[:_MOST_DONORS]:
-        if not donor.shares_prefix or donor.submit.cache_salt != request.submit.cache_salt:
+        if (
+            donor.state is not State.PREFILL
+            or not donor.shares_prefix
+            or donor.submit.cache_salt != request.submit.cache_salt
+        ):
             continue
         length = min(len(matchable), donor.known_len)
         theirs = donor.buffer[:length]

@@ -236,18 +236,20 @@ class Scheduler:
         if self._roster.running and (self._next_step % self._settings.admission_interval or self._refused_lately()):
             return
         self._admission.begin(self._roster.indices())
+        prompts = self._roster.prompts()
         misfits: list[Request] = []
         for request in self._policy.candidates(now, self):
             if room <= 0 or not self._residence.has_free_row:
                 return
             if request.num_pending:
                 continue
-            fits = self._admission.fits(request, self._residence.matchable(request), self._roster.prompts())
+            fits = self._admission.fits(request, self._residence.matchable(request), prompts)
             if fits or not self._roster.running:
                 for passed in misfits:
                     passed.num_overtaken += 1
                 self._roster.open(request, self._next_step, now)
                 room -= self._add_chunk(draft, request, room)
+                prompts.append(request)
             else:
                 misfits.append(request)
                 self._refusal = self._roster.num_events, self._next_step
