@@ -41,3 +41,9 @@ ALL = (LOG_LEVEL,)
 def log_level() -> str:
     """Name of the log level, in lower case. Raises ConfigError."""
     return LOG_LEVEL.read()
+
+
+def openmp_threads() -> int | None:
+    """OpenMP's own variable, OMP_NUM_THREADS, if it holds a positive number: its first level counts."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdigit() and int(first) > 0 else None

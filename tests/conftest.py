@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores: more threads only wait for each other
 
 VOCABULARY = 512
 TINY = {
@@ -90,10 +91,3 @@ def tiny_llama(make_checkpoint: Callable[..., tuple[Path, Reference]]) -> Path:
     """A random Llama of three layers that stops at <|im_end|>."""
     directory, _ = make_checkpoint("Llama", eos_token_id=2)
     return directory
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """Two test processes share two cores: more threads than that only wait for each other."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield

@@ -55,7 +55,7 @@ class EngineSettings:
     """Share of the device's memory to use for weights, activations and KV; auto: 0.9 on a GPU, 0.5 of what is free
     (at most 4 GiB of KV) on a CPU."""
     cpu_threads: int | None = None
-    """Threads of the CPU backend; auto: one per core."""
+    """Threads of the CPU backend; auto: OMP_NUM_THREADS if it is set, else one per core."""
 
     def __post_init__(self) -> None:
         _positive("max_total_tokens", self.max_total_tokens)

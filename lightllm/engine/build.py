@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lightllm import envs
 from lightllm.config.settings import ModelSettings, Settings
 from lightllm.device.device import Device, find_device, usable_cores
 from lightllm.engine.budget import plan_pool
@@ -81,7 +82,7 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
 def _set_threads(settings: Settings, device: Device) -> int | None:
     if device.is_cuda:
         return None
-    threads = settings.engine.cpu_threads or usable_cores()
+    threads = settings.engine.cpu_threads or envs.openmp_threads() or usable_cores()
     torch.set_num_threads(threads)
     return threads
 

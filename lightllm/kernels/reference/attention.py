@@ -43,8 +43,28 @@ class TorchAttentionPlan:
     num_tokens: int
 
 
+class Scratch:
+    """A buffer that gathered rows go to, layer after layer: fresh memory for each would cost more than the copy."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def gather(self, cache: Tensor, slots: Tensor) -> Tensor:
+        """cache [N, Hk, D] at slots [B, K] -> [B, K, Hk, D], valid until the next call."""
+        rows = cache.view(len(cache), -1)
+        wanted = slots.numel() * rows.shape[1]
+        if self._buffer.numel() < wanted or self._buffer.dtype != cache.dtype:
+            self._buffer = torch.empty(wanted * 2, dtype=cache.dtype)
+        out = self._buffer[:wanted].view(slots.numel(), rows.shape[1])
+        torch.index_select(rows, 0, slots.flatten(), out=out)
+        return out.view(*slots.shape, *cache.shape[1:])
+
+
 class TorchAttention:
     """The reference attention backend."""
+
+    def __init__(self) -> None:
+        self._keys, self._values = Scratch(), Scratch()
 
     def plan(self, layout: SequenceLayout, table: Tensor) -> TorchAttentionPlan:
         firsts = np.concatenate([[0], np.cumsum(layout.lens)])
@@ -55,8 +75,8 @@ class TorchAttention:
         assert isinstance(plan, TorchAttentionPlan)
         out = torch.empty_like(q)
         for group in plan.groups:
-            attended = _attend(q[group.tokens], k_cache[group.slots], v_cache[group.slots], group, params)
-            out[group.tokens] = attended
+            keys, values = self._keys.gather(k_cache, group.slots), self._values.gather(v_cache, group.slots)
+            out[group.tokens] = _attend(q[group.tokens], keys, values, group, params)
         return out
 
     def _group(self, layout: SequenceLayout, members: NDArray[np.int64], firsts: np.ndarray, table: Tensor) -> Group:
@@ -68,7 +88,7 @@ class TorchAttention:
         tokens = torch.from_numpy(firsts[members][:, None] + offsets)  # [B, L]
         positions = torch.from_numpy(layout.starts[members].astype(np.int64)[:, None] + offsets)  # [B, L]
         rows = torch.from_numpy(layout.rows[members].astype(np.int64))
-        slots = table[rows, :longest].long()  # [B, K]
+        slots = table[rows, :longest]  # [B, K]
         keys = torch.arange(longest)
         seen = keys <= positions.unsqueeze(-1)  # [B, L, K]
         slots = torch.where(keys < kv_lens[:, None], slots, slots[:, :1])
