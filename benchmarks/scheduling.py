@@ -56,18 +56,17 @@ def _faithful(variant: str, workload: str, seed: int) -> Summary:
 
 
 def cold(seeds: int) -> Iterator[Run]:
-    """The window from 200 finished requests to 500, and that from 1000 to 1300."""
-    for workload in ("heavy", "d3", "d1"):
-        for first, label in ((200, "after 200"), (1000, "after 1000")):
-            for seed in range(seeds):
-                yield workload, f"past_future {label}", seed, lambda w=workload, f=first, s=seed: _cold(w, f, s)
-
-
-def _cold(workload: str, first: int, seed: int) -> Summary:
-    simulation = make_simulation(parse_variant("past_future"), find_workload(workload), Conditions(SETTINGS), seed)
-    simulation.run(finished(first))
-    begun = simulation.now
-    return simulation.run(finished(first + 300)).summary(warm_up=begun)
+    """The window from 200 finished requests to 500, and that from 1000 to 1300, of one run from a cold start."""
+    for seed in range(seeds):
+        for workload in ("heavy", "d1"):
+            conditions = Conditions(SETTINGS)
+            simulation = make_simulation(parse_variant("past_future"), find_workload(workload), conditions, seed)
+            for first in (200, 1000):
+                simulation.run(finished(first))
+                begun = simulation.now
+                record = simulation.run(finished(first + 300))
+                label = f"past_future after {first}"
+                yield workload, label, seed, lambda r=record, t=begun: r.summary(warm_up=t)
 
 
 def vtc(seeds: int) -> Iterator[Run]:

@@ -82,8 +82,8 @@ class SchedulerSettings:
     """Which unused prefix is forgotten first: least recently used, least often used, or of lowest priority."""
     policy: PolicyName = "fcfs"
     """Order in which waiting requests are admitted."""
-    estimator: EstimatorName = "conservative"
-    """How many more tokens a request is expected to need; conservative: all of max_tokens."""
+    estimator: EstimatorName = "past_future"
+    """How many more tokens a request will need: past_future learns it, conservative takes all of max_tokens."""
     preemption: PreemptionName = "cheapest"
     """Who leaves when memory runs out: the request that is cheapest to compute again, or the newest."""
     overtaking: int = 16
@@ -98,7 +98,7 @@ class SchedulerSettings:
     """Share of the pool that "past_future_sampled", "exponential" and "fixed" leave free."""
     history_window: int = 1000
     """Finished requests that the estimators remember."""
-    eviction_target: float = 0.01
+    eviction_target: float = 0.02
     """Preemptions per finished request that "past_future" steers to with its safety margin."""
     tpot_target: float | None = None
     """Seconds between tokens that prompt chunks must leave to decodes; no bound when omitted."""

@@ -56,6 +56,7 @@ class Admission:
         shared = self._memory.num_locked - self._memory.num_exclusive
         peak = shared + self._forecast.peak_with(newcomer)
         if peak > self._estimator.capacity(self._memory.total):
+            self._estimator.on_refuse()
             return False
         self._forecast.accept()
         return True

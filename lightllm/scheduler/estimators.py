@@ -71,6 +71,10 @@ class Estimator(Protocol):
         """A request is over."""
         ...
 
+    def on_refuse(self) -> None:
+        """A waiting request did not fit."""
+        ...
+
     def on_evict(self) -> None:
         """A running request was preempted for want of memory."""
         ...
@@ -103,6 +107,9 @@ class Sampler(ABC):
         pass
 
     def on_finish(self, ended: Ended) -> None:  # noqa: B027
+        pass
+
+    def on_refuse(self) -> None:  # noqa: B027
         pass
 
     def on_evict(self) -> None:  # noqa: B027

@@ -15,6 +15,8 @@ quantile where the artifact takes the maximum of a few. The margin z is steered 
 finished request, by the rule of adaptive conformal inference (Gibbs and Candes, 2021):
 
     z <- z + step * (e - target)        at each end of a request; e is 1 if any was preempted since the last, else 0
+
+An end tells nothing while nobody is refused: a server with room to spare keeps its margin.
 """
 
 from __future__ import annotations
@@ -90,6 +92,7 @@ class PastFuture:
         self._lengths = LengthLearner(window)
         self._margin = _FIRST_MARGIN
         self._evicted = False
+        self._refused = False
 
     def capacity(self, total: int) -> int:
         return total
@@ -103,9 +106,13 @@ class PastFuture:
     def on_finish(self, ended: Ended) -> None:
         censored = not ended.by_itself or ended.output_len >= ended.limit
         self._lengths.add(ended.output_len, ended.tenant, censored=censored)
-        moved = self._margin + _MARGIN_STEP * (self._evicted - self._target)
-        self._margin = min(max(moved, _LEAST_MARGIN), _MOST_MARGIN)
-        self._evicted = False
+        if self._evicted or self._refused:
+            moved = self._margin + _MARGIN_STEP * (self._evicted - self._target)
+            self._margin = min(max(moved, _LEAST_MARGIN), _MOST_MARGIN)
+        self._evicted = self._refused = False
+
+    def on_refuse(self) -> None:
+        self._refused = True
 
     def on_evict(self) -> None:
         self._evicted = True
@@ -119,11 +126,11 @@ class PastFuture:
         self._lengths.note_limit(limit)
 
 
-_FIRST_MARGIN = 3.0
+_FIRST_MARGIN = 2.5
 _COLD_MARGIN = 1.0
-_LEAST_MARGIN = 0.0
+_LEAST_MARGIN = 0.5
 _MOST_MARGIN = 5.0
-_MARGIN_STEP = 0.2
+_MARGIN_STEP = 0.25
 
 
 class CurveForecast:

@@ -145,9 +145,14 @@ def test_the_margin_follows_preemptions() -> None:
         estimator.on_evict()
         estimator.on_finish(Ended(100, 1000, 0, by_itself=True))
     assert estimator.margin > calm + 0.5
+    raised = estimator.margin
     for _ in range(4000):
         estimator.on_finish(Ended(100, 1000, 0, by_itself=True))
-    assert estimator.margin < 0.01
+    assert estimator.margin == pytest.approx(raised), "nobody was refused, nothing is learnt"
+    for _ in range(4000):
+        estimator.on_refuse()
+        estimator.on_finish(Ended(100, 1000, 0, by_itself=True))
+    assert estimator.margin < 0.6
 
 
 def test_tenants_are_told_apart() -> None:
