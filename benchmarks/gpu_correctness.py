@@ -36,7 +36,7 @@ def make_prompts(vocab_size: int) -> list[list[int]]:
     prompts = []
     for index in range(NUM_PROMPTS):
         tail = [rng.randrange(vocab_size) for _ in range(rng.choice([1, 2, 17, 64, 130, 200]))]
-        prompts.append(shared + tail if index % 3 == 0 else tail + [1])
+        prompts.append(shared + tail if index % 3 == 0 else [*tail, 1])
     return prompts
 
 

@@ -161,7 +161,7 @@ def _yarn(plain: Tensor, config: RopeConfig) -> Tensor:
     if first == last:
         last += 0.001
     ramp = ((torch.arange(dim // 2).float() - first) / (last - first)).clamp(0, 1)
-    return plain / values["factor"] * ramp + plain * (1 - ramp)
+    return plain / float(values["factor"]) * ramp + plain * (1 - ramp)
 
 
 def _yarn_attention_factor(config: RopeConfig) -> float:
