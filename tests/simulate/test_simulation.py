@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lightllm.errors import ConfigError
 from lightllm.scheduler.cost import StepCost
 from lightllm.simulate.clients import ClosedLoop, OpenLoop
 from lightllm.simulate.experiment import Conditions, parse_variant, run_faithful, run_variant
+from lightllm.simulate.report import Result, write_plot
 from lightllm.simulate.simulation import Setup, Simulation, finished
 from lightllm.simulate.trace import read_trace
 from lightllm.simulate.workload import WORKLOADS, Job, Workload, find_workload, uniform
@@ -155,3 +157,15 @@ def test_past_future_beats_worst_case_and_nears_the_oracle() -> None:
     assert goodput["past_future"] > 0.9 * goodput["oracle:0"]
     assert goodput["past_future"] > 1.05 * goodput["conservative:0"]
     assert summaries["past_future"].sla_share > 0.93
+
+
+def test_the_plot_is_a_picture_or_says_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "plot.png"
+    summary = run_faithful(parse_variant("watermark:0.9"), TENTH, 5, 0, total_tokens=12_000).summary()
+    results = [Result("d1", "a", (summary, summary)), Result("d1", "b", (summary,))]
+    if find_spec("matplotlib") is None:
+        with pytest.raises(ConfigError, match="matplotlib is not installed"):
+            write_plot(path, results)
+    else:
+        write_plot(path, results)
+        assert path.read_bytes().startswith(b"\x89PNG")
