@@ -45,7 +45,7 @@ def _summary(variant: str, workload: str, conditions: Conditions, seed: int) -> 
 
 
 def faithful(seeds: int) -> Iterator[Run]:
-    for variant in ("past_future_sampled", "oracle:0.03", "past_future"):
+    for variant in ("past_future_sampled", "oracle:0.03"):
         for workload in ("d3", "d1", "d2"):
             for seed in range(seeds):
                 yield workload, variant, seed, lambda w=workload, v=variant, s=seed: _faithful(v, w, s)
