@@ -89,8 +89,12 @@ class Scheduler:
 
     def submit(self, submit: Submit, now: float) -> None:
         """Queue a request. The caller has checked that prompt and output fit `max_len` and the pool."""
-        request = self._roster.submit(submit, now)
-        assert request.prompt_len > 0 and request.max_len <= min(self._max_len, self.memory.total)
+        prompt_len = len(submit.prompt) // 4
+        longest = min(self._max_len, self.memory.total)
+        assert 0 < prompt_len and prompt_len + submit.max_tokens <= longest, (
+            f"a prompt of {prompt_len} tokens and an output of {submit.max_tokens} do not fit {longest}"
+        )
+        self._roster.submit(submit, now)
 
     def abort(self, request_id: int, now: float) -> None:
         """End a request in whatever state it is; unknown ids are ignored."""

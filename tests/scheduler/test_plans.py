@@ -195,6 +195,14 @@ def test_eos_ends_unless_ignored() -> None:
     assert all(expected_output(harness.submits[n])[-1] == EOS for n in stopped)
 
 
+def test_what_cannot_fit_leaves_no_trace() -> None:
+    harness = make_harness(64, max_len=32)
+    for prompt, max_tokens in (([], 4), (range(2, 40), 4), ([2, 3], 60)):
+        with pytest.raises(AssertionError, match="do not fit 32"):
+            harness.submit(prompt, max_tokens)
+    assert not harness.scheduler.has_work and harness.scheduler.num_waiting == 0
+
+
 def test_results_come_in_order() -> None:
     harness = make_harness(64)
     harness.submit([2, 3], 4)
