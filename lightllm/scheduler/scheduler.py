@@ -91,7 +91,7 @@ class Scheduler:
         """Queue a request. The caller has checked that prompt and output fit `max_len` and the pool."""
         prompt_len = len(submit.prompt) // 4
         longest = min(self._max_len, self.memory.total)
-        assert 0 < prompt_len and prompt_len + submit.max_tokens <= longest, (
+        assert prompt_len > 0 and prompt_len + submit.max_tokens <= longest, (
             f"a prompt of {prompt_len} tokens and an output of {submit.max_tokens} do not fit {longest}"
         )
         self._roster.submit(submit, now)
