@@ -25,19 +25,26 @@ def answer(tool: Tool, arguments: dict[str, Any], result: dict[str, Any]) -> str
     return tool.say.format(**{**arguments, **result})
 
 
-def request(rng: random.Random, tool: Tool) -> tuple[str, str, dict[str, Any]]:
-    """The problem's key, the user's words and the arguments they ask for."""
+def problem_keys(tool: Tool, arguments: dict[str, Any]) -> list[str]:
+    """The keys of a use; a tool that adds also does a sum, which the split of sums must allow."""
+    keys = [f"tool {tool.name} {json.dumps(arguments)}"]
+    if tool.description == "Add two numbers":
+        keys.append("+".join(map(str, arguments.values())))
+    return keys
+
+
+def request(rng: random.Random, tool: Tool) -> tuple[list[str], str, dict[str, Any]]:
+    """The problem's keys, the user's words and the arguments they ask for."""
     arguments = tool.arguments(rng)
     text = rng.choice(tool.requests).format(**arguments)
-    key = f"tool {tool.name} {json.dumps(arguments)}"
-    return key, rng.choice(AFTER).format(q=text), arguments
+    return problem_keys(tool, arguments), rng.choice(AFTER).format(q=text), arguments
 
 
 def use(rng: random.Random, tool: Tool) -> tuple[list[str], list[Message]]:
     """One full use: request, call, response, answer."""
-    key, user, arguments = request(rng, tool)
+    keys, user, arguments = request(rng, tool)
     result = tool.result(rng, arguments)
-    return [key], [
+    return keys, [
         {"role": "user", "content": user},
         call_message((tool.name, arguments)),
         {"role": "tool", "content": json.dumps(result)},
@@ -47,10 +54,11 @@ def use(rng: random.Random, tool: Tool) -> tuple[list[str], list[Message]]:
 
 def use_two(rng: random.Random, first: Tool, second: Tool) -> tuple[list[str], list[Message]]:
     """Two requests in one message, answered by two calls at once."""
-    keys, users, calls, responses, answers = [], [], [], [], []
+    keys: list[str] = []
+    users, calls, responses, answers = [], [], [], []
     for tool in (first, second):
         arguments = tool.arguments(rng)
-        keys.append(f"tool {tool.name} {json.dumps(arguments)}")
+        keys += problem_keys(tool, arguments)
         users.append(rng.choice(tool.requests).format(**arguments))
         result = tool.result(rng, arguments)
         calls.append((tool.name, arguments))
