@@ -18,7 +18,11 @@ def command_line() -> str:
     """The command that is running, as a person would type it."""
     program = Path(sys.argv[0])
     start = ["lightllm"] if program.name in ("lightllm", "main.py") else ["python", _relative(program)]
-    return shlex.join([*start, *sys.argv[1:]])
+    given = sys.argv[1:]
+    if "--json" in given:  # where the report goes does not matter to who repeats it
+        at = given.index("--json")
+        given = given[:at] + given[at + 2 :]
+    return shlex.join([*start, *given])
 
 
 def _relative(path: Path) -> str:

@@ -79,6 +79,10 @@ class DecodeGraphs:
         self._sizes = [size for size in BUCKETS if size < max_batch] + [min(max_batch, BUCKETS[-1])]
         self._buckets: dict[int, _Bucket] = {}
         self._memory: Any = None
+        # Imported here, where there is a GPU: Triton is optional.
+        from lightllm.kernels.triton.sampling_op import GreedyChooser
+
+        self._greedy = GreedyChooser(self._sizes[-1], device)
 
     @property
     def max_batch(self) -> int:
@@ -125,10 +129,8 @@ class DecodeGraphs:
             attention_plan=bucket.buffers.plan,
         )
         logits = self._model.logits(self._model.forward(batch, self._pool))
-        greedy_ids = logits.argmax(-1).int()
-        bad = ~torch.isfinite(logits.gather(1, greedy_ids.long().unsqueeze(1)).squeeze(1))
-        self._rows.history[rows, positions + 1] = greedy_ids
-        return DecodeOutput(logits, greedy_ids, bad)
+        greedy = self._greedy(logits, (self._rows.history, rows, positions))
+        return DecodeOutput(logits, greedy.ids, greedy.bad)
 
     def _capture(self, bucket: _Bucket) -> None:
         """Run once outside (compiles kernels, settles allocations), then record. The inputs are those of this step:

@@ -87,6 +87,7 @@ class Engine:
         self._device = device.torch_device
         self._graphs = graphs
         self._wanted_prompt_logprobs: dict[int, int] = {}
+        self._finished = 0.0
         self._thread: ThreadPoolExecutor | None = None
         if not device.is_cuda:
             self._thread = ThreadPoolExecutor(1, "engine-device", _start_thread, (threads,))
@@ -98,10 +99,14 @@ class Engine:
         return Ticket(plan.step, self._enqueue(plan))
 
     def collect(self, ticket: Ticket) -> StepResult:
-        """Wait for a step. Raises what the step raised."""
+        """Wait for a step. Raises what the step raised. Its seconds begin when the one before it was done."""
         if isinstance(ticket.work, Future):
             return ticket.work.result()
-        return ticket.work.finish()
+        result = ticket.work.finish()
+        finished = time.perf_counter()
+        alone = finished - max(ticket.work.begun, self._finished)
+        self._finished = finished
+        return replace(result, seconds=alone)
 
     def close(self) -> None:
         """Wait for what was launched and end."""
