@@ -10,8 +10,10 @@
     │   ├── NotFound                     404  not_found               no such route or object
     │   │   └── ModelNotFound            404  model_not_found         no model of that name is served
     │   ├── MethodNotAllowed             405  method_not_allowed      the route exists, the verb does not
+    │   ├── RequestTimeout               408  request_timeout         the client takes too long to send a request
     │   ├── BodyTooLarge                 413  body_too_large          the request body passes the limit
-    │   └── UnsupportedMediaType         415  unsupported_media_type  the body is not JSON
+    │   ├── UnsupportedMediaType         415  unsupported_media_type  the body is not JSON
+    │   └── HeadersTooLarge              431  headers_too_large       the request headers pass the limit
     ├── Unavailable                      503  unavailable             try again later
     │   ├── Overloaded                   429  overloaded              a queue limit is reached
     │   ├── Draining                     503  draining                the server is shutting down
@@ -97,6 +99,12 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(RequestError):
+    status = 408
+    code = "request_timeout"
+    kind = "RequestTimeoutError"
+
+
 class BodyTooLarge(RequestError):
     status = 413
     code = "body_too_large"
@@ -106,6 +114,12 @@ class BodyTooLarge(RequestError):
 class UnsupportedMediaType(RequestError):
     status = 415
     code = "unsupported_media_type"
+
+
+class HeadersTooLarge(RequestError):
+    status = 431
+    code = "headers_too_large"
+    kind = "RequestTooLargeError"
 
 
 class Unavailable(LightLLMError):

@@ -149,6 +149,8 @@ class ServerSettings:
     """Keys of which a client must present one; open when omitted."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Largest request body."""
+    upload_seconds: float = 60.0
+    """How long a client may take to send the headers of a request, and then its body."""
     cors_origins: tuple[str, ...] = ()
     """Origins allowed by CORS; "*" for any."""
     drain_seconds: float = 30.0
@@ -168,6 +170,9 @@ class ServerSettings:
         for name in ("drain_seconds", "start_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0.0 < self.upload_seconds < float("inf"):
+            message = f"upload_seconds must be a positive number, got {self.upload_seconds}"
+            raise ConfigError(message, param="upload_seconds")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Stricter than most parsers: NaN, infinities, repeated keys, invalid UTF-8 and lo
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from lightllm.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from lightllm.errors import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
 from lightllm.server.context import context_of
 
 T = TypeVar("T")
@@ -37,11 +38,12 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>[^`]*)`$")
 async def read_object(request: Request) -> dict[str, Any]:
     """The JSON object in the body.
 
-    Raises UnsupportedMediaType, BodyTooLarge (while reading, not after), or InvalidRequest.
+    Raises UnsupportedMediaType, BodyTooLarge and RequestTimeout (while reading, not after), or InvalidRequest.
     """
     _check_content_type(request.headers.get("content-type"))
     frontend = context_of(request).frontend
-    body = await _read(request, frontend.settings.server.max_body_bytes)
+    server = frontend.settings.server
+    body = await _read(request, server.max_body_bytes, server.upload_seconds)
     return await frontend.offload(len(body) >> 6, parse_object, body)
 
 
@@ -118,17 +120,20 @@ def _check_content_type(value: str | None) -> None:
         raise UnsupportedMediaType(f"the content type must be application/json, not {value[:80]!r}")
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int, seconds: float) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limit:
         raise BodyTooLarge(f"the body has {announced[:20]} bytes, at most {limit} are allowed")
     pieces, size = [], 0
     try:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > limit:
-                raise BodyTooLarge(f"the body has more than the {limit} bytes that are allowed")
-            pieces.append(piece)
+        async with asyncio.timeout(seconds):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > limit:
+                    raise BodyTooLarge(f"the body has more than the {limit} bytes that are allowed")
+                pieces.append(piece)
+    except TimeoutError:
+        raise RequestTimeout(f"the body did not arrive within {seconds:g} s; {size} bytes came") from None
     except ClientDisconnect:
         raise InvalidRequest("the connection closed before the body was complete") from None
     return b"".join(pieces)

@@ -57,6 +57,8 @@ def fault_response(error: LightLLMError, headers: dict[str, str] | None = None) 
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 500:
         headers["X-Should-Retry"] = "false"
+    if error.status == 408:
+        headers["Connection"] = "close"
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(error_body(error), error.status, headers, "application/json")

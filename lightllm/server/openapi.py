@@ -35,8 +35,8 @@ class Operation:
     open: bool = False
 
 
-_GENERATES = (400, 401, 404, 413, 415, 429, 500, 503)
-_READS = (400, 401, 404, 413, 415, 500)
+_GENERATES = (400, 401, 404, 408, 413, 415, 429, 500, 503)
+_READS = (400, 401, 404, 408, 413, 415, 500)
 _ASKS = (401, 500)
 
 OPERATIONS = (
@@ -199,6 +199,7 @@ _MEANINGS = {
     400: "The request is malformed or out of range",
     401: "An API key is missing or wrong",
     404: "There is no such model or object",
+    408: "The request took too long to arrive",
     413: "The body is too large",
     415: "The body is not JSON",
     429: "Too many requests wait; see Retry-After",

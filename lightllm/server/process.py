@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -18,6 +19,7 @@ from lightllm.config.settings import ServerSettings
 from lightllm.errors import Draining
 from lightllm.ipc import Receiver
 from lightllm.protocol.messages import Die, Drain, FrontendInbox
+from lightllm.server.connection import Connection
 from lightllm.workers.frontend import Frontend
 
 IDLE_CONNECTION_SECONDS = 75
@@ -77,7 +79,7 @@ class _Server(uvicorn.Server):
 def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=partial(Connection, upload_seconds=settings.upload_seconds),  # type: ignore[arg-type]  # as good as a class
         ws="none",
         lifespan="off",
         log_config=None,
