@@ -23,6 +23,8 @@ class GenerationDefaults:
 def read_generation_defaults(directory: Path) -> GenerationDefaults:
     """From generation_config.json; without one the end ids of config.json and no recommendations.
 
+    `do_sample` false recommends greedy decoding, whatever temperature stands beside it.
+
     Raises CheckpointError for a file that is no JSON object or end ids that are no integers.
     """
     values = _read(directory / "generation_config.json")

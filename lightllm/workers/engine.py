@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from lightllm.config.generation import read_generation_defaults
+from lightllm.config.generation import GenerationDefaults, read_generation_defaults
 from lightllm.config.settings import Settings
 from lightllm.engine.build import BuiltEngine, Resolved, build
 from lightllm.engine.runner import Engine, Ticket
-from lightllm.errors import OutOfMemory
+from lightllm.errors import Backpressure, CheckpointError, InvalidRequest, LightLLMError, OutOfMemory, ProtocolError
 from lightllm.ipc import Poller, Receiver, Sender
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.messages import (
@@ -42,6 +42,7 @@ from lightllm.protocol.messages import (
     frontend_of,
 )
 from lightllm.protocol.plan import StepResult
+from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.scheduler.estimators import make_estimator
 from lightllm.scheduler.policies import make_policy
 from lightllm.scheduler.scheduler import Scheduler
@@ -52,6 +53,9 @@ logger = logging.getLogger(__name__)
 PROMPT_TAIL = 16
 """Prompt tokens the detokenizer sees, to know whether the output starts in mid-sentence."""
 IDLE_SECONDS = 1.0
+ROOM_SECONDS = 10.0
+"""How long the detokenizer may leave no room for what the engine has to say."""
+RETRY_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,8 @@ class EngineParts:
 
 def build_parts(settings: Settings, directory: Path) -> EngineParts:
     """Load the model in `directory` and put a scheduler before it. Raises ConfigError and what `build` raises."""
+    defaults = _generation_defaults(directory)
     built = build(settings, directory)
-    defaults = read_generation_defaults(directory)
     scheduler_settings = replace(
         settings.scheduler,
         max_step_tokens=built.max_step_tokens,
@@ -118,6 +122,7 @@ class EngineLoop:
         self._meters = meters
         self._tickets: deque[Ticket] = deque()
         self._leaving = False
+        self._room: Poller[Receiver[EngineInbox]] = Poller([], [outbox])
         outbox.send(EngineStarted(generation))
 
     def run(self) -> None:
@@ -167,13 +172,10 @@ class EngineLoop:
             self._scheduler.submit(submit, now)
         except AssertionError as error:
             logger.error("request %d was refused: %s", submit.request_id, error)
-            failed = TokenOutput(
-                submit.request_id, finish=FinishReason.ERROR, error=("invalid_request", "the request does not fit")
-            )
-            self._outbox.send(_open(submit))
-            self._outbox.send(TokenBatch((failed,)))
+            self._send(_open(submit))
+            self._send(TokenBatch((_failure(submit.request_id, InvalidRequest("the request does not fit")),)))
             return
-        self._outbox.send(_open(submit))
+        self._send(_open(submit))
 
     def _launch(self) -> bool:
         if len(self._tickets) >= self._depth:
@@ -208,8 +210,40 @@ class EngineLoop:
         return self._scheduler.fail_launched(_explain(error), time.monotonic())
 
     def _emit(self, outputs: list[TokenOutput]) -> None:
-        if outputs:
-            self._outbox.send(TokenBatch(tuple(outputs)))
+        if not outputs:
+            return
+        try:
+            self._send(TokenBatch(tuple(outputs)))
+        except ProtocolError as error:  # larger than any message may be
+            if len(outputs) > 1:
+                for output in outputs:
+                    self._emit([output])
+                return
+            request_id = outputs[0].request_id
+            self._scheduler.abort(request_id, time.monotonic())
+            self._send(TokenBatch((_failure(request_id, error),)))
+
+    def _send(self, message: DetokenizerInbox) -> None:
+        """Waits a while for room, as after something large. Raises Backpressure when the detokenizer does not read."""
+        give_up_at = time.monotonic() + ROOM_SECONDS
+        while True:
+            try:
+                self._outbox.send(message)
+                return
+            except Backpressure:
+                if time.monotonic() > give_up_at:
+                    raise
+            self._room.wait(RETRY_SECONDS)
+
+
+def _generation_defaults(directory: Path) -> GenerationDefaults:
+    """What the model's makers recommend. Raises CheckpointError for values that no request may have."""
+    defaults = read_generation_defaults(directory)
+    try:
+        SamplingParams(**defaults.sampling)  # type: ignore[arg-type]  # the types are what is checked
+    except InvalidRequest as error:
+        raise CheckpointError(f"{directory}/generation_config.json: {error.message}", param=error.param) from None
+    return defaults
 
 
 def _open(submit: Submit) -> Open:
@@ -224,6 +258,10 @@ def _open(submit: Submit) -> Open:
         params.spaces_between_special_tokens,
         params.detokenize,
     )
+
+
+def _failure(request_id: int, error: LightLLMError) -> TokenOutput:
+    return TokenOutput(request_id, finish=FinishReason.ERROR, error=(error.code, error.message))
 
 
 def _device_is_lost(error: Exception) -> bool:

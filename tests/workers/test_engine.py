@@ -1,0 +1,120 @@
+"""What the engine loop does when the detokenizer cannot take what it says, and what it refuses to start with."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightllm.config.settings import Settings
+from lightllm.errors import Backpressure, CheckpointError
+from lightllm.ipc import Ring, RingReader, RingReceiver, RingSender, RingWriter
+from lightllm.protocol.codec import Codec
+from lightllm.protocol.messages import DetokenizerInbox, EngineStarted, FinishReason, TokenBatch, TokenOutput
+from lightllm.workers.engine import EngineLoop, EngineParts, build_parts
+
+CODEC: Codec[DetokenizerInbox] = Codec(DetokenizerInbox)
+
+
+class Scheduler:
+    """Has nothing to run; its outputs are what a test puts there."""
+
+    def __init__(self) -> None:
+        self.outputs: list[TokenOutput] = []
+        self.aborted: list[int] = []
+
+    def schedule(self, now: float) -> None:
+        return None
+
+    def take_outputs(self) -> list[TokenOutput]:
+        outputs, self.outputs = self.outputs, []
+        return outputs
+
+    def abort(self, request_id: int, now: float) -> None:
+        self.aborted.append(request_id)
+
+
+def parts(scheduler: Any) -> EngineParts:
+    engine: Any = None  # nothing is launched
+    return EngineParts(scheduler, engine, {}, ())
+
+
+def output(request_id: int, num_tokens: int) -> TokenOutput:
+    return TokenOutput(request_id, token_ids=tuple(range(1000, 1000 + num_tokens)))
+
+
+def outputs_of(receiver: RingReceiver[DetokenizerInbox]) -> list[TokenOutput]:
+    batches = [message for message in receiver.receive() if isinstance(message, TokenBatch)]
+    return [output for batch in batches for output in batch.outputs]
+
+
+def test_what_is_too_large_fails_its_request_only() -> None:
+    ring = Ring.create(1 << 16)
+    scheduler = Scheduler()
+    loop = EngineLoop(parts(scheduler), [], RingSender(RingWriter(ring, max_message_bytes=1000), CODEC.encode))
+    receiver: RingReceiver[DetokenizerInbox] = RingReceiver(RingReader(ring), CODEC.decode)
+    scheduler.outputs = [output(1, 200), output(2, 5000), output(3, 200)]
+    loop.step()
+    found = outputs_of(receiver)
+    assert [(one.request_id, len(one.token_ids), one.finish) for one in found] == [
+        (1, 200, None),
+        (2, 0, FinishReason.ERROR),
+        (3, 200, None),
+    ]
+    assert found[1].error is not None and found[1].error[0] == "protocol_error" and "1000 bytes" in found[1].error[1]
+    assert scheduler.aborted == [2]
+    loop.step()
+    assert outputs_of(receiver) == []
+
+
+def test_the_engine_waits_for_a_detokenizer_that_catches_up() -> None:
+    ring = Ring.create(1 << 12)
+    scheduler = Scheduler()
+    loop = EngineLoop(parts(scheduler), [], RingSender(RingWriter(ring, backlog_bytes=4096), CODEC.encode))
+    receiver: RingReceiver[DetokenizerInbox] = RingReceiver(RingReader(ring), CODEC.decode)
+    found: list[TokenOutput] = []
+
+    def read() -> None:
+        deadline = time.monotonic() + 10
+        time.sleep(0.05)
+        while len(found) < 20 and time.monotonic() < deadline:
+            found.extend(outputs_of(receiver))
+            time.sleep(0.005)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for request_id in range(20):
+        scheduler.outputs = [output(request_id, 500)]
+        loop.step()
+    while reader.is_alive():
+        loop.step()  # flushes
+        time.sleep(0.005)
+    assert [one.request_id for one in found] == list(range(20))
+
+
+def test_the_engine_gives_up_on_a_detokenizer_that_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightllm.workers.engine.ROOM_SECONDS", 0.1)
+    ring = Ring.create(1 << 12)
+    scheduler = Scheduler()
+    loop = EngineLoop(parts(scheduler), [], RingSender(RingWriter(ring, backlog_bytes=4096), CODEC.encode))
+    with pytest.raises(Backpressure):
+        for request_id in range(20):
+            scheduler.outputs = [output(request_id, 500)]
+            loop.step()
+
+
+def test_the_first_word_is_the_start() -> None:
+    ring = Ring.create(1 << 12)
+    EngineLoop(parts(Scheduler()), [], RingSender(RingWriter(ring), CODEC.encode), generation=3)
+    assert RingReceiver(RingReader(ring), CODEC.decode).receive() == [EngineStarted(3)]
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", -1), ("top_p", 2.0), ("top_k", 1.5), ("min_p", True)])
+def test_recommended_values_that_no_request_may_have(tmp_path: Path, name: str, value: Any) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, name: value}))
+    with pytest.raises(CheckpointError, match=f"generation_config.json: {name} must"):
+        build_parts(Settings(), tmp_path)
