@@ -104,7 +104,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def _check_penalties(self) -> None:
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
 
     def _check_lists(self) -> None:
         _strings("stop", self.stop, MAX_STOPS, MAX_STOP_CHARS)

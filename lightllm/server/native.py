@@ -47,6 +47,10 @@ REFUSED: Refusals = {
 }
 
 
+NAMES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "stop": "stop_sequences"}
+"""What this dialect calls fields of SamplingParams."""
+
+
 class GenerateParameters(Struct, kw_only=True, forbid_unknown_fields=True):
     """Sampling parameters; what is left out takes the model's generation defaults. Greedy unless `do_sample`
     is true, or left out and the model's authors recommend a temperature."""
@@ -201,16 +205,27 @@ def _params(
     if parameters.allowed_token_ids:
         values["allowed_token_ids"] = tuple(parameters.allowed_token_ids)
     stop, stop_ids = _stops(parameters.stop_sequences)
-    return SamplingParams(
-        n=1 if n is None else n,
-        max_tokens=parameters.max_new_tokens,
-        min_tokens=parameters.min_new_tokens or 0,
-        stop=stop,
-        stop_token_ids=stop_ids,
-        spaces_between_special_tokens=parameters.add_spaces_between_special_tokens is not False,
-        logprobs=0 if wants_logprobs else None,
-        **values,
-    )
+    try:
+        return SamplingParams(
+            n=1 if n is None else n,
+            max_tokens=parameters.max_new_tokens,
+            min_tokens=parameters.min_new_tokens or 0,
+            stop=stop,
+            stop_token_ids=stop_ids,
+            spaces_between_special_tokens=parameters.add_spaces_between_special_tokens is not False,
+            logprobs=0 if wants_logprobs else None,
+            **values,
+        )
+    except InvalidRequest as error:
+        raise _in_this_dialect(error, parameters) from None
+
+
+def _in_this_dialect(error: InvalidRequest, parameters: GenerateParameters) -> InvalidRequest:
+    """The error with the names that this dialect has for the fields of SamplingParams."""
+    names = NAMES | ({} if parameters.best_of is None else {"n": "best_of"})
+    field, _, rest = error.message.partition(" ")
+    rest = rest.replace("max_tokens (", "max_new_tokens (")
+    return InvalidRequest(f"{names.get(field, field)} {rest}", param=names.get(error.param or "", error.param))
 
 
 def _stops(sequences: str | list[Any] | None) -> tuple[tuple[str, ...], tuple[int, ...]]:

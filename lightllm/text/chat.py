@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatTemplate", "TemplateTraits", "check_template_kwargs", "normalise_messages", "read_traits"]
 
-RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+RESERVED = ("self", "messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 CONTINUE_MARK = "CONTINUE_FINAL_MESSAGE_TAG "  # the trailing space shows whether the template trims, as in Transformers
 MISSING = (
     "this model has no chat template, so it cannot answer chat messages; start the server with a template "
@@ -118,8 +118,7 @@ def check_template_kwargs(template_kwargs: Mapping[str, Any]) -> None:
     """Refuse a request's template variables that would replace arguments of `render`."""
     for name in template_kwargs:
         if not isinstance(name, str) or name in RESERVED:
-            taken = ", ".join(RESERVED)
-            message = f"chat_template_kwargs cannot set {name!r}; these names have request fields: {taken}"
+            message = f"chat_template_kwargs cannot set {name!r}; reserved are {', '.join(RESERVED)}"
             raise InvalidRequest(message, param="chat_template_kwargs")
 
 

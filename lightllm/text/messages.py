@@ -90,7 +90,8 @@ def _role(role: Any, place: str, traits: TemplateTraits) -> str:
         return "system"
     if role not in STANDARD_ROLES and role not in traits.roles:
         known = ", ".join(sorted(STANDARD_ROLES))
-        raise InvalidRequest(f"{place}.role {role!r} is not known; it must be one of {known}", param=f"{place}.role")
+        message = f"{place}.role {role[:80]!r} is not known; it must be one of {known}"
+        raise InvalidRequest(message, param=f"{place}.role")
     return role
 
 
@@ -113,8 +114,11 @@ def _part_text(part: Any, place: str) -> str:
     if not isinstance(part, dict):
         raise _wrong(place, "an object", part)
     kind = part.get("type", "text")
+    if not isinstance(kind, str):
+        raise _wrong(f"{place}.type", "a string", kind)
     if kind not in TEXT_PARTS:
-        raise InvalidRequest(f"{place}.type {kind!r} is not supported; this model reads text", param=f"{place}.type")
+        message = f"{place}.type {kind[:80]!r} is not supported; this model reads text"
+        raise InvalidRequest(message, param=f"{place}.type")
     if not isinstance(part.get("text"), str):
         raise _wrong(f"{place}.text", "a string", part.get("text"))
     return str(part["text"])

@@ -122,6 +122,11 @@ class Tokenizer:
         """Number of entries, added tokens included (`len(tokenizer)` in Transformers)."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
+    @cached_property
+    def longest_entry(self) -> int:
+        """Characters of the longest vocabulary entry: no token of a text has more."""
+        return max((len(entry) for entry in self.vocabulary.contents if entry is not None), default=1)
+
     @property
     def bos_id(self) -> int | None:
         """Id of the token that begins a sequence, if one is named."""

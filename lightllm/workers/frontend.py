@@ -51,7 +51,7 @@ from lightllm.protocol.messages import (
 from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.text.tokenizer import Tokenizer
 from lightllm.workers.generation import Choice, Generation
-from lightllm.workers.intake import Intake
+from lightllm.workers.intake import Intake, check_text_len
 from lightllm.workers.tally import Tally
 
 __all__ = ["Frontend", "Generation"]
@@ -184,7 +184,11 @@ class Frontend:
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; a long text is tokenized in a thread. Raises InvalidRequest for bad Unicode."""
+        """Token ids of `text`; a long text is tokenized in a thread.
+
+        Raises InvalidRequest for bad Unicode, ContextLengthExceeded for a text that cannot fit.
+        """
+        check_text_len(text, self.tokenizer, self.max_model_len)
         return await self.offload(len(text), self.tokenizer.encode, text, add_special_tokens)
 
     # requests

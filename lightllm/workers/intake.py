@@ -16,6 +16,8 @@ from lightllm.protocol.sampling_params import MAX_BAD_WORD_TOKENS, SamplingParam
 from lightllm.text.tokenizer import Tokenizer
 
 SEED_RANGE = 1 << 64
+READ_CHARS = 1 << 20
+"""Texts up to this length are tokenized whatever the context holds."""
 
 
 class Intake:
@@ -87,6 +89,16 @@ class Intake:
             if spaced[-len(bare) :] != bare and len(spaced) <= MAX_BAD_WORD_TOKENS:
                 found[spaced] = None
         return tuple(found)
+
+
+def check_text_len(text: str, tokenizer: Tokenizer, max_model_len: int | None) -> None:
+    """Raise ContextLengthExceeded for a text whose tokens cannot fit: that is cheap to know, its tokens are not."""
+    limit = max(READ_CHARS, (max_model_len or 0) * tokenizer.longest_entry)
+    if len(text) > limit:
+        message = f"a text of {len(text)} characters is too long; at most {limit} are read"
+        if max_model_len is not None:
+            message += f", as the context holds {max_model_len} tokens"
+        raise ContextLengthExceeded(message, param="prompt")
 
 
 def _seed(seed: int | None, turn: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -258,3 +259,15 @@ def test_defaults_of_the_model(own_server: Any) -> None:
         http.post("/v1/chat/completions", json={"messages": MESSAGES, "top_k": -1, "temperature": None})
     params = server.engine.submits[0].params
     assert (params.temperature, params.top_k, params.top_p) == (0.6, -1, 0.95)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_several_choices_differ_where_the_default_is_greedy(own_server: Callable[..., LiveServer], path: str) -> None:
+    server = own_server()
+    server.start_workers(2, generation_defaults={"temperature": 0.0})
+    body = {"messages": [{"role": "user", "content": "Hello"}], "prompt": "Hello"}
+    with httpx.Client(base_url=server.url) as http:
+        assert http.post(path, json=body).status_code == 200
+        assert http.post(path, json={**body, "n": 2}).status_code == 200
+        assert http.post(path, json={**body, "n": 2, "temperature": 0}).status_code == 400
+    assert [submit.params.temperature for submit in server.engine.submits] == [0.0, 1.0, 1.0]

@@ -74,6 +74,12 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "empty stop": (CHAT, {"messages": HELLO, "stop": ""}, "stop", "non-empty"),
     "negative temperature": (CHAT, {"messages": HELLO, "temperature": -1}, "temperature",
                              "temperature must lie in [0, 100], got -1"),
+    "tiny repetition_penalty": (CHAT, {"messages": HELLO, "repetition_penalty": 1e-320}, "repetition_penalty",
+                                "repetition_penalty must lie in [0.01, 100], got 1e-320"),
+    "part type": (CHAT, {"messages": [{"role": "user", "content": [{"type": ["text"], "text": "a"}]}]},
+                  "messages[0].content[0].type", "must be a string, not a list"),
+    "part type too long": (CHAT, {"messages": [{"role": "user", "content": [{"type": "t" * 5000}]}]},
+                           "messages[0].content[0].type", "'" + "t" * 80 + "' is not supported"),
     "top_p": (CHAT, {"messages": HELLO, "top_p": 0}, "top_p", "top_p must lie in (0, 1], got 0"),
     "negative max_tokens": (CHAT, {"messages": HELLO, "max_tokens": -5}, "max_tokens", "at least 1, got -5"),
     "zero max_tokens": (CHAT, {"messages": HELLO, "max_completion_tokens": 0}, "max_completion_tokens", "got 0"),
@@ -133,6 +139,11 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
                   "parameters.heat is not a known field"),
     "parameter type": ("/generate", {"inputs": "a", "parameters": {"top_k": "x"}}, "parameters.top_k", "a string"),
     "constraint": ("/generate", {"inputs": "a", "parameters": {"guided_json": "{}"}}, "guided_json", "not available"),
+    "max_new_tokens": ("/generate", {"inputs": "a", "parameters": {"max_new_tokens": -1}}, "max_new_tokens",
+                       "max_new_tokens must be between 0 and 16777216, got -1"),
+    "min_new_tokens": ("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 1, "min_new_tokens": 2}},
+                       "min_new_tokens", "min_new_tokens (2) must not exceed max_new_tokens (1)"),
+    "best_of 0": ("/generate", {"inputs": "a", "parameters": {"best_of": 0}}, "best_of", "best_of must be between"),
     "stream of two": ("/generate_stream", {"inputs": "a", "parameters": {"best_of": 2, "do_sample": True}},
                       "best_of", "a stream has 1 choice"),
 }  # fmt: skip
@@ -155,6 +166,7 @@ def test_fields(http: httpx.Client, server: LiveServer, name: str) -> None:
         ({"prompt": [5] * 1024}, "prompt", ["1024 tokens", "a prompt of 1024"]),
         ({"prompt": [5] * 5000}, "prompt", ["1024 tokens", "5000"]),
         ({"prompt": [5] * 1000, "max_tokens": 100}, "max_tokens", ["1024 tokens", "1000", "100"]),
+        ({"prompt": "word " * 400, "max_tokens": 1}, "prompt", ["1024 tokens", "a prompt of"]),
     ],
 )
 def test_too_long_a_prompt(http: httpx.Client, fields: dict[str, Any], param: str, numbers: list[str]) -> None:
@@ -162,6 +174,26 @@ def test_too_long_a_prompt(http: httpx.Client, fields: dict[str, Any], param: st
     error = fault(response)
     assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
     assert all(number in error["message"] for number in numbers)
+
+
+def test_texts_that_cannot_fit_are_not_tokenized(own_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightllm.workers.intake.READ_CHARS", 5000)
+    server = own_server()
+    monkeypatch.setattr(server.frontend.tokenizer, "longest_entry", 4)
+    monkeypatch.setattr(server.frontend.tokenizer, "encode", lambda *_: [5])
+    text = "a" * 5001
+    with httpx.Client(base_url=server.url) as http:
+        for path, body in {
+            TEXT: {"prompt": text},
+            CHAT: {"messages": [{"role": "user", "content": text}]},
+            "/generate": {"inputs": text},
+            "/tokenize": {"prompt": text},
+        }.items():
+            error = fault(http.post(path, json=body))
+            assert error["code"] == "context_length_exceeded" and "at most 5000 are read" in error["message"], path
+        batch = http.post(TEXT, json={"prompt": ["a", text]})
+        assert (batch.status_code, fault(batch)["param"]) == (400, "prompt")
+        assert http.post("/tokenize", json={"prompt": text[1:]}).status_code == 200
 
 
 def test_neutral_values_of_unsupported_fields_are_accepted(http: httpx.Client) -> None:

@@ -11,6 +11,7 @@ from lightllm.server.context import Context
 from lightllm.text.chat import check_template_kwargs
 from lightllm.text.parsers import prompt_opens_reasoning
 from lightllm.workers.frontend import Frontend
+from lightllm.workers.intake import check_text_len
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -47,8 +48,6 @@ async def render_chat(
     """
     template_kwargs = _effort_kwargs(reasoning_effort) | (fields.chat_template_kwargs or {})
     check_template_kwargs(template_kwargs)
-    if "self" in template_kwargs:
-        raise InvalidRequest("chat_template_kwargs cannot set 'self'", param="chat_template_kwargs")
     continues = bool(fields.continue_final_message)
     adds = fields.add_generation_prompt
     text = await context.frontend.offload(
@@ -78,6 +77,8 @@ async def read_prompts(
         raise InvalidRequest("prompt is an empty list; it needs at least 1 entry", param="prompt")
     if isinstance(prompt[0], str):
         texts = [_text(item, index) for index, item in enumerate(prompt)]
+        for text in texts:
+            check_text_len(text, frontend.tokenizer, frontend.max_model_len)
         size = sum(map(len, texts))
         encoded = await frontend.offload(size, frontend.tokenizer.encode_batch, texts, add_special_tokens)
         return list(zip(encoded, texts, strict=True))

@@ -41,8 +41,13 @@ def sampling_params(
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> SamplingParams:
-    """The sampling parameters of a request; `defaults` are the model's. Raises InvalidRequest that names the field."""
+    """The sampling parameters of a request; `defaults` are the model's. Raises InvalidRequest that names the field.
+
+    Who asks for several choices and names no temperature wants them to differ: a model's default of 0 gives way to 1.
+    """
     values = {name: defaults[name] for name in INHERITED if defaults.get(name) is not None}
+    if (fields.n or 1) > 1 and values.get("temperature", 1.0) < GREEDY_TEMPERATURE:
+        del values["temperature"]
     values |= {name: value for name in DIRECT if (value := getattr(fields, name)) is not None}
     values |= {name: tuple(value) for name in LISTS if (value := getattr(fields, name)) is not None}
     if fields.stop is not None:
@@ -55,10 +60,8 @@ def sampling_params(
         **values,
     )
     if params.n > 1 and params.temperature < GREEDY_TEMPERATURE:
-        whose = "the default of this model" if fields.temperature is None else "as requested"
-        raise InvalidRequest(
-            f"n must be 1 when temperature is 0, {whose}, got {params.n}: greedy choices would be equal", param="n"
-        )
+        message = f"n must be 1 when temperature is 0, got {params.n}: greedy choices would be equal"
+        raise InvalidRequest(message, param="n")
     return params
 
 
