@@ -55,10 +55,94 @@ Transformers' `generate` takes them in batches of 8, left-padded, until the long
 tokens that were asked for count. Both are loaded in one process, their runs alternate, the fastest of each counts.
 """
 
+GPU = """
+## On a GPU
+
+Random weights of the real shapes, one run each.
+"""
+
+STARTS = """
+### Start
+
+From starting the interpreter to the first token, with an empty and with a filled kernel cache: random weights made on
+the device. Made by `python benchmarks/startup.py benchmarks/models/MODEL`.
+"""
+
+ERRORS = """
+### bfloat16 beside float32
+
+Log-probabilities of the demo model at every position of 24 random prompts, over the whole vocabulary, against the CPU
+engine's float32, beside Transformers' own bfloat16 on the same GPU. Random prompts are far from what the model knows,
+so that many tokens are nearly tied. Made by `python benchmarks/gpu_correctness.py`.
+"""
+
+PHASES = ("import", "engine", "first_tokens", "total")
+
 
 def page() -> str:
     """The whole page."""
-    return GENERATED + METHOD + _cpu_section()
+    return GENERATED + METHOD + _gpu_section() + _cpu_section()
+
+
+def _gpu_section() -> str:
+    """The last committed run of each model on a GPU, how it starts, and how close its numbers are."""
+    offline = [_read(path) for path in sorted(RESULTS.glob("gpu/offline-*.json"))]
+    if not offline:
+        return ""
+    parts = [GPU]
+    for report in offline:
+        machine = report["machine"]
+        limits = f"{machine['bandwidth'] / 1e12:.2f} TB/s read, {machine['peak'] / 1e12:.0f} TFLOP/s"
+        rows = [
+            [
+                f"{result['workload']}: {result['shape']}",
+                f"{result['tokens_per_second']:,.0f} {result['counted']}",
+                f"{result['bound_tokens_per_second']:,.0f}",
+                f"{result['share_of_bound']:.0%}",
+                f"{result['ttft']['p50'] * 1e3:.1f}",
+                f"{result['decode_step_seconds']['p50'] * 1e3:.2f}" if result["decode_step_seconds"]["count"] else "",
+            ]
+            for result in report["results"]
+        ]
+        head = ("workload", "tokens/s", "bound", "share", "TTFT p50, ms", "decode step p50, ms")
+        made = f"{machine['device']} ({limits} measured in the run), {report['engine']['dtype'][0]}."
+        parts += [f"### {report['model']}\n", table(head, rows), f"{made} Made by {code(report['command'])}.\n"]
+    parts += _starts() + _errors()
+    return "\n".join(parts)
+
+
+def _starts() -> list[str]:
+    """Seconds from starting the interpreter to the first token."""
+    rows = [
+        [path.stem.removeprefix("startup-"), name, *(f"{times[phase]:.1f}" for phase in PHASES)]
+        for path in sorted(RESULTS.glob("gpu/startup-*.json"))
+        for name, times in _read(path).items()
+    ]
+    head = ("model", "compiled kernels", "imports", "engine", "first tokens", "total, s")
+    return [STARTS, table(head, rows)] if rows else []
+
+
+def _errors() -> list[str]:
+    """How far the GPU engine is from the CPU engine."""
+    path = RESULTS / "gpu" / "correctness-demo.json"
+    if not path.is_file():
+        return []
+    rows = [
+        [
+            run["run"],
+            f"{run['mean_error']:.3f}",
+            f"{run['max_error']:.2f}",
+            f"{run['same_likeliest']:.1%}",
+            run["same_greedy"],
+        ]
+        for run in _read(path)
+    ]
+    head = ("run", "mean error", "largest error", "same likeliest token", "same greedy ids")
+    return [ERRORS, table(head, rows)]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _cpu_section() -> str:
