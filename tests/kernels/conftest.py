@@ -27,7 +27,8 @@ def _import_kernels() -> None:
     try:
         import triton.experimental.gluon  # noqa: F401  (the interpreter does at the first launch, too late)
 
-        import lightllm.kernels.triton.backend  # noqa: F401
+        import lightllm.kernels.triton.backend
+        import lightllm.kernels.triton.sampling_op  # noqa: F401
     finally:
         os.environ.pop("TRITON_INTERPRET", None)
         if before is not None:

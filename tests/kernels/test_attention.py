@@ -75,6 +75,28 @@ def test_attention_gives_what_the_reference_gives(step, kind, device, dtype):
     assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "shape", [HeadShape(8, 2, 128, 128), HeadShape(2, 2, 64, 64), HeadShape(14, 2, 128, 128)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize(
+    "step",
+    [([0], [2048]), ([0, 700, 5000, 1], [129, 1000, 128, 33]), ([9000], [64]), ([0, 5, 0], [1, 300, 5000])],
+    ids=str,
+)
+def test_large_tiles_on_the_gpu(step, dtype, shape):
+    device = torch.device("cuda")
+    layout, q, k_cache, v_cache, table = make_step(*step, shape, device, dtype)
+    params = make_params("scale", shape, device)
+    backend = TritonAttention(shape, device)
+    actual = backend.run(q, k_cache, v_cache, backend.plan(layout, table), params)
+    assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
+    for _ in range(3):  # a race would differ between runs
+        assert torch.equal(backend.run(q, k_cache, v_cache, backend.plan(layout, table), params), actual)
+
+
 def test_long_sequences_are_computed_in_parts(device):
     shape = SHAPES[0]
     layout, _, _, _, table = make_step(*STEPS["a long decode"], shape, device, torch.float32)

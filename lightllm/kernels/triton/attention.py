@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda as tlx
 
+from lightllm.kernels.triton.prefetch import prefetch
+
 LOWEST = tl.constexpr(-1.0e38)
 """The running maximum before any key was seen: finite, so that nothing seen gives 0 and not NaN."""
 
@@ -57,6 +59,7 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    AHEAD: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_ALIBI: tl.constexpr,
@@ -76,7 +79,14 @@ def attention_kernel(
     key_end = tl.load(item + 5)
     num_parts = tl.load(item + 7)
     slots = table + tl.load(item + 3).to(tl.int64) * table_stride
+    k_cache += kv_head * HEAD_DIM
+    v_cache += kv_head * HEAD_DIM
     if PDL:
+        if AHEAD > 0:  # only a hint, so it does not matter what is being written meanwhile
+            early = tl.load(slots + tl.minimum(key_start + tl.arange(0, AHEAD), key_end - 1), mask=count > 0, other=0)
+            early = early.to(tl.int64) * cache_stride
+            prefetch(k_cache + early, HEAD_DIM * k_cache.dtype.element_ty.primitive_bitwidth // 8)
+            prefetch(v_cache + early, HEAD_DIM * v_cache.dtype.element_ty.primitive_bitwidth // 8)
         tlx.gdc_wait()
     if count == 0:
         return
@@ -95,8 +105,6 @@ def attention_kernel(
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     highest = tl.full([BLOCK_M], LOWEST, tl.float32)
-    k_cache += kv_head * HEAD_DIM
-    v_cache += kv_head * HEAD_DIM
     low = tl.maximum(key_start, first_position - window + 1) if HAS_WINDOW else key_start
     for start in tl.range(low, key_end, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)
@@ -153,7 +161,7 @@ def merge_kernel(
     BLOCK_PARTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # Grid (query heads, merges): the parts of one head's rows of a tile, in a fixed order.
+    # Grid (query heads, merges, tokens at a time): the parts of one head's rows of a tile, in a fixed order.
     head = tl.program_id(0)
     merge = merges + tl.program_id(1) * MERGE_SIZE
     if PDL:
@@ -165,7 +173,7 @@ def merge_kernel(
     if PDL:
         tlx.gdc_wait()
     dim = tl.arange(0, BLOCK_D)
-    for token in tl.range(0, count):
+    for token in tl.range(tl.program_id(2), count, tl.num_programs(2)):
         row = token * GROUP + head % GROUP
         values = tl.zeros([BLOCK_D], tl.float32)
         total = 0.0

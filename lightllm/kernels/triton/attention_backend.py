@@ -7,6 +7,7 @@ have, and items that are not there end at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,6 +22,13 @@ from lightllm.kernels.triton.attention_plan import ITEM_SIZE, MERGE_NUM_PARTS, M
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 SMALL_ROWS = 16
+HOPPER_ROWS = 128
+HOPPER_HEADS = (64, 128)
+"""Tile and head sizes of the kernel for Hopper."""
+HOPPER_ALL = os.environ.get("HOPPER_ALL", "0") == "1"
+AHEAD = int(os.environ.get("AHEAD", "64"))
+"""Keys whose rows a program asks for while the kernel before it still runs."""
+LOG2_E = 1.4426950408889634
 STAGING = 4
 """Host copies a `PlanBuffers` rotates through, so that a copy under way is not overwritten."""
 
@@ -37,14 +45,19 @@ class Tiling:
     occupancy: int
 
 
-def tiling_for(rows: int, head_dim: int) -> Tiling:
-    """The tiling measured best on Hopper, which also fits the shared memory of Ampere and Ada."""
-    wide = head_dim > 128
+ROOMY = 160 << 10
+"""Bytes of shared memory from which the deeper pipelines fit: A100, H100 and later, not the smaller Ampere and Ada."""
+
+
+def tiling_for(rows: int, head_dim: int, shared_bytes: int) -> Tiling:
+    """The tiling measured best on an H200, or one that fits where there is less shared memory."""
+    if head_dim > 128:
+        return Tiling(rows, 32, 8 if rows > 64 else 4, 3 if shared_bytes >= ROOMY else 2, 1)
+    if shared_bytes < ROOMY:
+        return Tiling(rows, 64 if rows <= 64 else 32, 4 if rows <= 64 else 8, 3, 2)
     if rows <= 32:
-        return Tiling(rows, 32 if wide else 64, 4, 5, 3)
-    if rows == 64:
-        return Tiling(rows, 32 if wide else 64, 4, 2 if wide else 3, 2)
-    return Tiling(rows, 32 if wide else 64, 8, 3, 1)
+        return Tiling(rows, 64, 2, 7, 2)
+    return Tiling(rows, 64, 4, 3, 2) if rows == 64 else Tiling(rows, 64, 8, 5, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +109,21 @@ class TritonAttention:
     """`AttentionBackend` for one shape of heads."""
 
     def __init__(
-        self, shape: HeadShape, device: torch.device, tiling: Callable[[int, int], Tiling] | None = None
+        self, shape: HeadShape, device: torch.device, tiling: Callable[[int, int, int], Tiling] = tiling_for
     ) -> None:
         self._shape = shape
         self._device = device
-        self._tiling_for = tiling or tiling_for
-        self._processors = launcher_for(device).num_processors
+        self._choose_tiling = tiling
+        self._launcher = launcher_for(device)
+        self._hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+        self._block_d = max(16, next_power_of_2(shape.head_dim))
         self._small_rows = max(SMALL_ROWS, next_power_of_2(shape.group))
         self._scratch: Scratch | None = None
 
     def plan(self, layout: SequenceLayout, table: Tensor) -> AttentionPlan:
         launches = []
         for rows, members in self._by_rows(layout):
-            tiling = self._tiling_for(rows, self._shape.head_dim)
+            tiling = self._tiling(rows)
             items, merges = make_items(layout, members, self._tile_shape(tiling))
             scratch = self._scratch_for(int(merges[:, MERGE_NUM_PARTS].sum()), tiling)
             both = torch.from_numpy(np.concatenate([items.ravel(), merges.ravel()]))
@@ -124,7 +139,7 @@ class TritonAttention:
             tiles = {small: max_sequences, large: max_sequences + max_tokens // max(1, large // self._shape.group)}
         launches, staging = [], []
         for rows, most_tiles in tiles.items():
-            tiling = self._tiling_for(rows, self._shape.head_dim)
+            tiling = self._tiling(rows)
             shape = self._tile_shape(tiling)
             num_items, num_merges = shape.most_items(most_tiles), shape.most_merges(most_tiles)
             both = torch.zeros(num_items * ITEM_SIZE + num_merges * MERGE_SIZE, dtype=torch.int32, device=self._device)
@@ -172,8 +187,38 @@ class TritonAttention:
     ) -> None:
         shape, tiling, scratch = self._shape, launch.tiling, launch.scratch
         assert k_cache.stride() == v_cache.stride() and k_cache.stride(1) == shape.head_dim
-        options = launcher_for(q.device).options
-        block_d = max(16, next_power_of_2(shape.head_dim))
+        if self._takes_hopper(tiling, q, k_cache, params):
+            self._launch_hopper(q, k_cache, v_cache, out, table, launch, params)
+        else:
+            self._launch_portable(q, k_cache, v_cache, out, table, launch, params)
+        if launch.num_merges:
+            merge_kernel[(shape.num_q_heads, launch.num_merges, self._tile_shape(tiling).tokens)](
+                out,
+                scratch.values,
+                scratch.weights,
+                launch.merges,
+                KV_HEADS=shape.num_kv_heads,
+                GROUP=shape.group,
+                HEAD_DIM=shape.head_dim,
+                MERGE_SIZE=MERGE_SIZE,
+                BLOCK_M=tiling.rows,
+                BLOCK_D=self._block_d,
+                BLOCK_PARTS=max(8, 4096 // self._block_d),
+                num_warps=4,
+                **self._launcher.options,
+            )
+
+    def _launch_portable(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        out: Tensor,
+        table: Tensor,
+        launch: TileLaunch,
+        params: AttentionParams,
+    ) -> None:
+        shape, tiling, scratch = self._shape, launch.tiling, launch.scratch
         attention_kernel[(shape.num_kv_heads, launch.num_items)](
             q,
             k_cache,
@@ -195,31 +240,60 @@ class TritonAttention:
             ITEM_SIZE=ITEM_SIZE,
             BLOCK_M=tiling.rows,
             BLOCK_N=tiling.block_n,
-            BLOCK_D=block_d,
+            BLOCK_D=self._block_d,
+            AHEAD=AHEAD
+            if k_cache.stride(0) % 8 == 0 and k_cache.element_size() == 2 and shape.head_dim % 8 == 0
+            else 0,
             HAS_WINDOW=params.window is not None,
             HAS_CAP=params.soft_cap is not None,
             HAS_ALIBI=params.alibi_slopes is not None,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
-            **options,
+            **self._launcher.options,
         )
-        if launch.num_merges:
-            merge_kernel[(shape.num_q_heads, launch.num_merges)](
-                out,
-                scratch.values,
-                scratch.weights,
-                launch.merges,
-                KV_HEADS=shape.num_kv_heads,
-                GROUP=shape.group,
-                HEAD_DIM=shape.head_dim,
-                MERGE_SIZE=MERGE_SIZE,
-                BLOCK_M=tiling.rows,
-                BLOCK_D=block_d,
-                BLOCK_PARTS=max(8, 4096 // block_d),
-                num_warps=4,
-                **options,
-            )
+
+    def _launch_hopper(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        out: Tensor,
+        table: Tensor,
+        launch: TileLaunch,
+        params: AttentionParams,
+    ) -> None:
+        from lightllm.kernels.triton.attention_hopper import BLOCK_KEYS, attention_hopper_kernel
+
+        shape = self._shape
+        num_units = shape.num_kv_heads * launch.num_items
+        attention_hopper_kernel[(num_units if HOPPER_ALL else min(num_units, self._launcher.num_processors),)](
+            q,
+            k_cache,
+            v_cache,
+            table,
+            launch.items,
+            out,
+            launch.scratch.values,
+            launch.scratch.weights,
+            table.stride(0),
+            k_cache.stride(0),
+            params.scale * LOG2_E,
+            num_units,
+            KV_HEADS=shape.num_kv_heads,
+            GROUP=shape.group,
+            HEAD_DIM=shape.head_dim,
+            ITEM_SIZE=ITEM_SIZE,
+            BLOCK_N=BLOCK_KEYS,
+            num_warps=4,
+        )
+
+    def _takes_hopper(self, tiling: Tiling, q: Tensor, k_cache: Tensor, params: AttentionParams) -> bool:
+        """Whether the kernel for Hopper's warp groups serves this launch."""
+        plain = params.scale > 0 and params.window is None and params.soft_cap is None and params.alibi_slopes is None
+        sizes = tiling.rows == HOPPER_ROWS and self._shape.head_dim in HOPPER_HEADS
+        halves = q.dtype in (torch.bfloat16, torch.float16) and k_cache.dtype == q.dtype
+        return self._hopper and plain and sizes and halves
 
     def _scratch_for(self, num_parts: int, tiling: Tiling) -> Scratch:
         """Scratch for so many parts. All launches share the largest made so far, since they run one after another;
@@ -230,8 +304,11 @@ class TritonAttention:
             self._scratch = Scratch(values, torch.empty(num_rows, dtype=torch.float32, device=self._device))
         return self._scratch
 
+    def _tiling(self, rows: int) -> Tiling:
+        return self._choose_tiling(rows, self._shape.head_dim, self._launcher.shared_bytes)
+
     def _tile_shape(self, tiling: Tiling) -> TileShape:
-        slots = tiling.occupancy * self._processors
+        slots = tiling.occupancy * self._launcher.num_processors
         return TileShape(tiling.rows, self._shape.group, self._shape.num_kv_heads, slots)
 
     def _large_rows(self, most_tokens: int) -> int:

@@ -60,7 +60,8 @@ class TileShape:
 
 
 def make_items(layout: SequenceLayout, members: Int64, shape: TileShape) -> tuple[Int32, Int32]:
-    """The items [I, ITEM_SIZE] of the sequences `members`, longest first, and the merges [J, MERGE_SIZE]."""
+    """The items [I, ITEM_SIZE] of the sequences `members`, the longest sequence first and in it the longest item, and
+    the merges [J, MERGE_SIZE]."""
     if len(members) == 0:
         return np.empty((0, ITEM_SIZE), np.int32), np.empty((0, MERGE_SIZE), np.int32)
     first_tokens = np.cumsum(layout.lens, dtype=np.int64) - layout.lens
@@ -86,7 +87,9 @@ def make_items(layout: SequenceLayout, members: Int64, shape: TileShape) -> tupl
     items[:, KEY_END] = np.minimum((part + 1) * size[tile], num_keys[tile])
     items[:, PART] = first_part[tile] + part
     items[:, NUM_PARTS] = parts[tile]
-    order = np.argsort(items[:, KEY_START] - items[:, KEY_END], kind="stable")
+    # Tiles of one sequence stay together, so that its keys are read from the L2 cache by all but the first.
+    longest = layout.kv_lens[sequence][tile]
+    order = np.lexsort((items[:, KEY_START] - items[:, KEY_END], sequence[tile], -longest))
     merges = np.stack([token, count, first_part, parts], axis=1)[parts > 1]
     return items[order], merges.astype(np.int32)
 

@@ -17,9 +17,10 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """Number of multiprocessors, and whether dependent launch is to be used."""
+    """Number of multiprocessors, bytes of shared memory a program may have, and whether dependent launch is used."""
 
     num_processors: int
+    shared_bytes: int
     dependent: bool
 
     @property
@@ -28,7 +29,7 @@ class Launcher:
         return {"PDL": True, "launch_pdl": True} if self.dependent else {"PDL": False}
 
 
-_INTERPRETED = Launcher(num_processors=2, dependent=False)
+_INTERPRETED = Launcher(num_processors=2, shared_bytes=96 << 10, dependent=False)
 
 
 def launcher_for(device: torch.device) -> Launcher:
@@ -40,7 +41,8 @@ def launcher_for(device: torch.device) -> Launcher:
 def _cuda_launcher(index: int) -> Launcher:
     properties = torch.cuda.get_device_properties(index)
     wanted = os.environ.get("LIGHTLLM_DEPENDENT_LAUNCH", "1") != "0"
-    return Launcher(properties.multi_processor_count, dependent=properties.major >= 9 and wanted)
+    shared = int(getattr(properties, "shared_memory_per_block_optin", 96 << 10))  # not in every torch's stubs
+    return Launcher(properties.multi_processor_count, shared, dependent=properties.major >= 9 and wanted)
 
 
 def next_power_of_2(number: int) -> int:

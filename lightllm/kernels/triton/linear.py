@@ -5,11 +5,10 @@
 device needs about 180 operations a byte to be bound by its matrix units). Above M = 64 cuBLAS is as good.
 
 `vector_kernel` (M <= 4) multiplies on the ordinary cores: a program streams a few rows of the weight, and under
-dependent launch its first loads are under way before the kernel that makes x has finished.
+dependent launch its first loads are under way before the kernel that makes x has finished. It can also multiply an
+activated gate with up.
 `tile_kernel` (M <= 64) multiplies on the matrix units: a program owns a block of rows, or of rows and K, in which
 case the last of a block's programs to finish sums the parts in a fixed order.
-
-Both can normalise x on the way in (vector only), multiply an activated gate with up, and add to a residual in place.
 """
 
 from __future__ import annotations
@@ -19,20 +18,7 @@ import triton.language as tl
 from triton.language.extra import cuda as tlx
 
 from lightllm.kernels.triton.activation import activate
-
-
-@triton.jit
-def _prefetch(address, size):
-    """Ask for `size` bytes (a multiple of 16) from each address (likewise) to be brought into the L2 cache: Hopper's
-    bulk prefetch, which returns at once."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [address.to(tl.uint64), tl.zeros(address.shape, tl.int32) + size],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+from lightllm.kernels.triton.prefetch import prefetch
 
 
 @triton.jit
@@ -40,86 +26,54 @@ def vector_kernel(
     x,
     weight,
     bias,
-    norm_weight,
     out,
     x_stride,
     out_stride,
     num_rows,
     size,
-    eps,
     M: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     AHEAD: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    NORM: tl.constexpr,
     GATED: tl.constexpr,
-    ADD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # M is a power of two and x has exactly M rows. GATED: "" or an activation; weight is then [2 num_rows, K].
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
-    safe_row = tl.minimum(row, num_rows - 1).to(tl.int64)
+    # M is a power of two and x has exactly M rows. GATED is "" or an activation: then weight is [2 num_rows, K], and
+    # a program's rows are those of gate and up by turns.
+    HALVES: tl.constexpr = 1 if GATED == "" else 2
+    index = tl.arange(0, ROWS)
+    row = tl.minimum(tl.program_id(0) * (ROWS // HALVES) + index // HALVES, num_rows - 1)
+    row = (row + index % HALVES * num_rows)[None, :, None].to(tl.int64)
     column = tl.arange(0, BLOCK_K)[None, None, :]
     token = tl.arange(0, M)[:, None, None]
-    w_at = weight + safe_row * size + column
-    u_at = w_at + num_rows.to(tl.int64) * size
+    w_at = weight + row * size + column
     if PDL:
         tlx.gdc_launch_dependents()
     w = tl.load(w_at, mask=column < size, other=0.0, cache_modifier=".cg")
-    if GATED != "":
-        u = tl.load(u_at, mask=column < size, other=0.0, cache_modifier=".cg")
-    if NORM:
-        scale = tl.load(norm_weight + column, mask=column < size, other=0.0)
     if PDL:
         if AHEAD > 0:  # the rows of a program that starts when this one ends, into the L2 cache
-            later = (tl.program_id(0) + AHEAD) * ROWS + tl.arange(0, ROWS)
-            later = tl.minimum(later, num_rows - 1).to(tl.int64)
-            if (tl.program_id(0) + AHEAD) * ROWS < num_rows:
-                _prefetch(weight + later * size, size * 2)
-                if GATED != "":
-                    _prefetch(weight + (later + num_rows) * size, size * 2)
+            later = (tl.program_id(0) + AHEAD) * (ROWS // HALVES)
+            if later < num_rows:
+                later_row = tl.minimum(later + index // HALVES, num_rows - 1) + index % HALVES * num_rows
+                prefetch(weight + later_row.to(tl.int64) * size, size * 2)
         tlx.gdc_wait()
-    w_sum = tl.zeros([M, ROWS, BLOCK_K], tl.float32)
-    u_sum = tl.zeros([M, ROWS, BLOCK_K], tl.float32)
-    squares = tl.zeros([M, 1, BLOCK_K], tl.float32)
+    total = tl.zeros([M, ROWS, BLOCK_K], tl.float32)
     for start in tl.range(0, size, BLOCK_K):
-        inside = start + column < size
-        value = tl.load(x + token * x_stride + start + column, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(x + token * x_stride + start + column, mask=start + column < size, other=0.0)
         ahead = start + BLOCK_K + column < size
         w_next = tl.load(w_at + start + BLOCK_K, mask=ahead, other=0.0, cache_modifier=".cg")
-        if GATED != "":
-            u_next = tl.load(u_at + start + BLOCK_K, mask=ahead, other=0.0, cache_modifier=".cg")
-        if NORM:
-            scale_next = tl.load(norm_weight + start + BLOCK_K + column, mask=ahead, other=0.0)
-            squares += value * value
-            value = value * scale.to(tl.float32)
-            scale = scale_next
-        w_sum += value * w.to(tl.float32)
+        total += value.to(tl.float32) * w.to(tl.float32)
         w = w_next
-        if GATED != "":
-            u_sum += value * u.to(tl.float32)
-            u = u_next
-    result = tl.sum(w_sum, 2)  # [M, ROWS]
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :]
-    token = tl.arange(0, M)[:, None]
-    inside = row < num_rows
-    if NORM:
-        inverse = tl.rsqrt(tl.sum(squares, 2) / size + eps)
-        result *= inverse
+    result = tl.sum(total, 2)  # [M, ROWS]
     if HAS_BIAS:
-        result += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
+        result += tl.load(bias + row.reshape(1, ROWS)).to(tl.float32)
     if GATED != "":
-        upper = tl.sum(u_sum, 2)
-        if NORM:
-            upper *= inverse
-        if HAS_BIAS:
-            upper += tl.load(bias + num_rows + row, mask=inside, other=0.0).to(tl.float32)
-        result = activate(result, GATED) * upper
-    to = out + token * out_stride + row
-    if ADD:
-        result += tl.load(to, mask=inside, other=0.0).to(tl.float32)
-    tl.store(to, result.to(out.dtype.element_ty), mask=inside)
+        gate, up = tl.split(tl.reshape(result, [M, ROWS // 2, 2]))
+        result = activate(gate.to(out.dtype.element_ty).to(tl.float32), GATED) * up
+    to = tl.program_id(0) * (ROWS // HALVES) + tl.arange(0, ROWS // HALVES)[None, :]
+    token = tl.arange(0, M)[:, None]
+    tl.store(out + token * out_stride + to, result.to(out.dtype.element_ty), mask=to < num_rows)
 
 
 @triton.jit
@@ -142,8 +96,6 @@ def tile_kernel(
     EVEN: tl.constexpr,
     PREFETCH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-    ADD: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -159,16 +111,12 @@ def tile_kernel(
     high = tl.minimum((blocks * (split + 1)) // SPLIT * BLOCK_K, size)
     w_at = weight + safe_row[:, None] * size + column[None, :]
     x_at = x + tl.minimum(token, num_tokens - 1)[None, :] * x_stride + column[:, None]
-    upper_half = num_rows.to(tl.int64) * size
     if PDL:
         tlx.gdc_launch_dependents()
         if PREFETCH and low + 2 * BLOCK_K <= size:
-            _prefetch(weight + safe_row * size + low, BLOCK_K * 4)
-            if GATED != "":
-                _prefetch(weight + upper_half + safe_row * size + low, BLOCK_K * 4)
+            prefetch(weight + safe_row * size + low, BLOCK_K * 4)
         tlx.gdc_wait()
-    w_sum = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    u_sum = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in tl.range(low, high, BLOCK_K):
         if EVEN:
             w = tl.load(w_at + start)
@@ -176,60 +124,29 @@ def tile_kernel(
         else:
             w = tl.load(w_at + start, mask=(column < size - start)[None, :], other=0.0)
             value = tl.load(x_at + start, mask=(column < size - start)[:, None], other=0.0)
-        w_sum = tl.dot(w, value, w_sum, input_precision=PRECISION)
-        if GATED != "":
-            if EVEN:
-                u = tl.load(w_at + upper_half + start)
-            else:
-                u = tl.load(w_at + upper_half + start, mask=(column < size - start)[None, :], other=0.0)
-            u_sum = tl.dot(u, value, u_sum, input_precision=PRECISION)
+        total = tl.dot(w, value, total, input_precision=PRECISION)
     if SPLIT == 1:
-        _finish(w_sum, u_sum, bias, out, row, token, num_tokens, num_rows, out_stride, HAS_BIAS, GATED, ADD)
+        _finish(total, bias, out, row, token, num_tokens, num_rows, out_stride, HAS_BIAS)
     else:
         area: tl.constexpr = BLOCK_N * BLOCK_M
-        halves: tl.constexpr = 1 if GATED == "" else 2
         place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + token[None, :]
-        own = partials + (block * SPLIT + split).to(tl.int64) * (area * halves) + place
-        tl.store(own, w_sum)
-        if GATED != "":
-            tl.store(own + area, u_sum)
+        own = partials + (block * SPLIT + split).to(tl.int64) * area + place
+        tl.store(own, total)
         tl.debug_barrier()
         if tl.atomic_add(counters + block, 1, sem="acq_rel", scope="gpu") == SPLIT - 1:
             tl.store(counters + block, 0)
-            w_sum = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            u_sum = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             for other in tl.static_range(SPLIT):
-                part = partials + (block * SPLIT + other).to(tl.int64) * (area * halves) + place
-                w_sum += tl.load(part, cache_modifier=".cg")
-                if GATED != "":
-                    u_sum += tl.load(part + area, cache_modifier=".cg")
-            _finish(w_sum, u_sum, bias, out, row, token, num_tokens, num_rows, out_stride, HAS_BIAS, GATED, ADD)
+                part = partials + (block * SPLIT + other).to(tl.int64) * area + place
+                total += tl.load(part, cache_modifier=".cg")
+            _finish(total, bias, out, row, token, num_tokens, num_rows, out_stride, HAS_BIAS)
 
 
 @triton.jit
-def _finish(
-    w_sum,
-    u_sum,
-    bias,
-    out,
-    row,
-    token,
-    num_tokens,
-    num_rows,
-    out_stride,
-    HAS_BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-    ADD: tl.constexpr,
-):
-    """Bias, activation and residual, then the store of a [rows, tokens] block of the product."""
+def _finish(total, bias, out, row, token, num_tokens, num_rows, out_stride, HAS_BIAS: tl.constexpr):
+    """Bias and store of a [rows, tokens] block of the product."""
     if HAS_BIAS:
-        w_sum += tl.load(bias + row, mask=row < num_rows, other=0.0).to(tl.float32)[:, None]
-    if GATED != "":
-        if HAS_BIAS:
-            u_sum += tl.load(bias + num_rows + row, mask=row < num_rows, other=0.0).to(tl.float32)[:, None]
-        w_sum = activate(w_sum, GATED) * u_sum
+        total += tl.load(bias + row, mask=row < num_rows, other=0.0).to(tl.float32)[:, None]
     to = out + token[None, :] * out_stride + row[:, None]
     inside = (row < num_rows)[:, None] & (token < num_tokens)[None, :]
-    if ADD:
-        w_sum += tl.load(to, mask=inside, other=0.0).to(tl.float32)
-    tl.store(to, w_sum.to(out.dtype.element_ty), mask=inside)
+    tl.store(to, total.to(out.dtype.element_ty), mask=inside)

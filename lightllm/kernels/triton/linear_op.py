@@ -1,8 +1,4 @@
-"""A weight and the ways to multiply with it: cuBLAS, or a Triton kernel where that was measured to be faster.
-
-Beside the plain product there are the products a decoder block is made of, each in as few kernels as its number of
-tokens allows: normalised input, activated gate times up, addition to the residual.
-"""
+"""A weight and how to multiply with it: cuBLAS, or a Triton kernel where that was measured to be faster."""
 
 from __future__ import annotations
 
@@ -15,7 +11,6 @@ from lightllm.kernels.triton.activation import gated_activation
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 from lightllm.kernels.triton.linear import tile_kernel, vector_kernel
 from lightllm.kernels.triton.linear_choice import Choices, Tile, Vector, choices_for
-from lightllm.kernels.triton.norm import rms_norm
 
 MOST_PARTIAL_BYTES = 32 << 20
 
@@ -54,54 +49,18 @@ class TritonLinear:
         if choice is None or not x.shape[0]:
             return functional.linear(x, self.weight, self.bias)
         out = x.new_empty(x.shape[0], self.weight.shape[0])
-        return self._multiply(x, out, choice)
-
-    def add_into(self, x: Tensor, residual: Tensor) -> None:
-        """residual [T, N] += op(x), in place."""
-        choice = self._choices.at(x.shape[0])
-        if choice is not None and x.shape[0]:
-            self._multiply(x, residual, choice, add=True)
-            return
-        torch.addmm(residual, x, self.weight.t(), out=residual)
-        if self.bias is not None:
-            residual += self.bias
-
-    def normed(self, x: Tensor, norm_weight: Tensor, eps: float) -> Tensor:
-        """op(rms_norm(x))."""
-        choice = self._choices.at(x.shape[0])
-        if not isinstance(choice, Vector):
-            return self(rms_norm(x, norm_weight, eps))
-        return self._multiply(x, x.new_empty(x.shape[0], self.weight.shape[0]), choice, norm=(norm_weight, eps))
+        if isinstance(choice, Vector):
+            return multiply_vector(x, self.weight, self.bias, out, choice)
+        return multiply_tile(x, self.weight, self.bias, out, choice, self._workspace)
 
     def gated(self, x: Tensor, kind: Activation) -> Tensor:
-        """activation(gate) * up [T, N/2] of op(x) = [gate, up]."""
+        """activation(gate) * up [T, N/2], where op(x) = [gate, up]; one kernel where a vector kernel serves."""
         choice = self._choices.at(x.shape[0])
-        if choice is None or not x.shape[0]:
-            return gated_activation(functional.linear(x, self.weight, self.bias), kind)
-        return self._multiply(x, x.new_empty(x.shape[0], self.weight.shape[0] // 2), choice, kind=kind)
-
-    def normed_gated(self, x: Tensor, norm_weight: Tensor, eps: float, kind: Activation) -> Tensor:
-        """gated(rms_norm(x))."""
-        choice = self._choices.at(x.shape[0])
-        if not isinstance(choice, Vector):
-            return self.gated(rms_norm(x, norm_weight, eps), kind)
-        out = x.new_empty(x.shape[0], self.weight.shape[0] // 2)
-        return self._multiply(x, out, choice, norm=(norm_weight, eps), kind=kind)
-
-    def _multiply(
-        self,
-        x: Tensor,
-        out: Tensor,
-        choice: Vector | Tile,
-        norm: tuple[Tensor, float] | None = None,
-        kind: Activation | None = None,
-        add: bool = False,
-    ) -> Tensor:
-        assert x.stride(1) == 1 and out.stride(1) == 1
-        if isinstance(choice, Vector):
-            return multiply_vector(x, self.weight, self.bias, out, choice, norm, kind, add)
-        assert norm is None
-        return multiply_tile(x, self.weight, self.bias, out, choice, self._workspace, kind, add)
+        if not isinstance(choice, Vector) or not x.shape[0]:
+            return gated_activation(self(x), kind)
+        return multiply_vector(
+            x, self.weight, self.bias, x.new_empty(x.shape[0], self.weight.shape[0] // 2), choice, kind
+        )
 
 
 def multiply_vector(
@@ -110,39 +69,33 @@ def multiply_vector(
     bias: Tensor | None,
     out: Tensor,
     choice: Vector,
-    norm: tuple[Tensor, float] | None = None,
     kind: Activation | None = None,
-    add: bool = False,
 ) -> Tensor:
-    """Write (or add) the product into out; a number of tokens that is no power of two takes several launches."""
+    """Write the product, gated if `kind` is given, into out; the tokens go in launches of 4, 2 and 1."""
+    assert x.stride(1) == 1 and out.stride(1) == 1
     launcher = launcher_for(x.device)
     num_rows = weight.shape[0] if kind is None else weight.shape[0] // 2
-    rows = min(choice.rows, next_power_of_2(num_rows))
-    if kind is not None:
-        rows = max(1, rows // 2)  # each program streams two blocks of the weight
+    halves = 1 if kind is None else 2
+    rows = max(halves, min(choice.rows, next_power_of_2(num_rows)))
     aligned = weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0 and weight.element_size() == 2
     done = 0
     while done < x.shape[0]:
         count = 1 << ((x.shape[0] - done).bit_length() - 1)
-        vector_kernel[(-(-num_rows // rows),)](
+        vector_kernel[(-(-num_rows * halves // rows),)](
             x[done:],
             weight,
             weight if bias is None else bias,
-            weight if norm is None else norm[0],
             out[done:],
             x.stride(0),
             out.stride(0),
             num_rows,
             weight.shape[1],
-            0.0 if norm is None else norm[1],
             M=count,
             ROWS=rows,
             BLOCK_K=choice.block_k,
             AHEAD=choice.ahead if aligned else 0,
             HAS_BIAS=bias is not None,
-            NORM=norm is not None,
             GATED=kind or "",
-            ADD=add,
             num_warps=choice.num_warps,
             **launcher.options,
         )
@@ -157,15 +110,14 @@ def multiply_tile(
     out: Tensor,
     choice: Tile,
     workspace: SplitWorkspace,
-    kind: Activation | None = None,
-    add: bool = False,
 ) -> Tensor:
-    """Write (or add) the product into out; x has at most 64 rows."""
+    """Write the product into out; x has at most 64 rows."""
+    assert x.stride(1) == 1 and out.stride(1) == 1
     num_tokens = x.shape[0]
     block_m = max(16, next_power_of_2(num_tokens))
-    num_rows = weight.shape[0] if kind is None else weight.shape[0] // 2
+    num_rows = weight.shape[0]
     blocks = -(-num_rows // choice.block_n)
-    area = block_m * choice.block_n * (1 if kind is None else 2)
+    area = block_m * choice.block_n
     split = choice.split
     if blocks > workspace.counters.numel() or blocks * split * area > workspace.partials.numel():
         split = 1
@@ -188,8 +140,6 @@ def multiply_tile(
         EVEN=weight.shape[1] % choice.block_k == 0,
         PREFETCH=weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0 and weight.element_size() == 2,
         HAS_BIAS=bias is not None,
-        GATED=kind or "",
-        ADD=add,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_stages=choice.num_stages,
         num_warps=choice.num_warps,

@@ -1,0 +1,247 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
+"""Attention of prompt chunks on Hopper: `attention_kernel` written for warp groups, in Gluon.
+
+4 Hq D L (P + L/2) operations for L tokens after P cached ones, and per tile of 128 rows one read of the keys and
+values from the L2 cache: 512 D operations a byte, so bound by the matrix units and the exponentials between them.
+
+    producer (4 warps)    gathers queries, and keys and values by slot, into two-stage buffers (cp.async)
+    consumers (2 x 4)     64 rows each: scores of block i while the values of block i - 1 are multiplied
+
+as in FlashAttention-3 (arXiv 2407.08608, section 3), but keys come by slot, one row each, not by tensor copies. Blocks
+of keys are taken from the last to the first, so that those under the causal mask come first. A program stays for many
+tiles (every `num_programs`-th of the list, which is sorted by length), so the loads of one run during the other's end.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+BLOCK_KEYS = 128
+LOWEST = gl.constexpr(-1.0e38)
+
+
+@gluon.jit
+def _gather(cache, slots, buffer, kv_head, cache_stride, start, last, BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr):
+    """Ask for the rows of keys start .. start + BLOCK_N - 1 (beyond `last`: that one's), 32 at a time."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
+    dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, layout))
+    row = gl.arange(0, 32, layout=gl.SliceLayout(1, layout))
+    base = cache + kv_head * HEAD_DIM
+    for chunk in gl.static_range(BLOCK_N // 32):
+        slot = gl.load(slots + gl.minimum(start + chunk * 32 + row, last)).to(gl.int64)
+        async_copy.async_copy_global_to_shared(
+            buffer.slice(chunk * 32, 32, dim=0), base + (slot * cache_stride)[:, None] + dim[None, :]
+        )
+
+
+@gluon.jit
+def _gather_queries(q, buffer, item, kv_head, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr):
+    """Ask for a tile's queries [128, D]; rows beyond its tokens repeat the last one."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
+    dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, layout))
+    first_token = gl.load(item).to(gl.int64)
+    last_row = gl.load(item + 2) * GROUP - 1
+    for chunk in gl.static_range(4):
+        row = gl.minimum(gl.arange(0, 32, layout=gl.SliceLayout(1, layout)) + chunk * 32, last_row)
+        place = (first_token + row // GROUP) * (KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP
+        async_copy.async_copy_global_to_shared(
+            buffer.slice(chunk * 32, 32, dim=0), q + (place * HEAD_DIM)[:, None] + dim[None, :]
+        )
+
+
+@gluon.jit
+def _produce(
+    q, k_cache, v_cache, table, items, table_stride, cache_stride, num_units, queries, keys, values, ready, free,
+    KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ITEM_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr,
+):  # fmt: skip
+    turn = 0
+    tile = 0
+    for unit in range(gl.program_id(0), num_units, gl.num_programs(0)):
+        kv_head = unit % KV_HEADS
+        item = items + unit // KV_HEADS * ITEM_SIZE
+        if gl.load(item + 2) > 0:
+            slots = table + gl.load(item + 3).to(gl.int64) * table_stride
+            low = gl.load(item + 4)
+            high = gl.load(item + 5)
+            num_blocks = gl.cdiv(high - low, BLOCK_N)
+            side = tile % 2
+            mbarrier.wait(free.index(4 + side), ((tile // 2) & 1) ^ 1)
+            _gather_queries(q, queries.index(side), item, kv_head, KV_HEADS, GROUP, HEAD_DIM)
+            async_copy.mbarrier_arrive(ready.index(4 + side), increment_count=False)
+            tile += 1
+            for block in range(num_blocks):
+                stage = turn % 2
+                phase = (turn // 2) & 1
+                start = low + (num_blocks - 1 - block) * BLOCK_N
+                mbarrier.wait(free.index(stage), phase ^ 1)
+                _gather(k_cache, slots, keys.index(stage), kv_head, cache_stride, start, high - 1, BLOCK_N, HEAD_DIM)
+                async_copy.mbarrier_arrive(ready.index(stage), increment_count=False)
+                mbarrier.wait(free.index(2 + stage), phase ^ 1)
+                _gather(v_cache, slots, values.index(stage), kv_head, cache_stride, start, high - 1, BLOCK_N, HEAD_DIM)
+                async_copy.mbarrier_arrive(ready.index(2 + stage), increment_count=False)
+                turn += 1
+
+
+@gluon.jit
+def _soften(scores, highest, total, scale, position, start, edge, high, BLOCK_N: gl.constexpr, layout: gl.constexpr):
+    """Weights of a block's raw scores [64, BLOCK_N], and the running maximum and total after it."""
+    if start + BLOCK_N > edge:
+        column = start + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout))
+        seen = (column[None, :] <= position[:, None]) & (column[None, :] < high)
+        scores = gl.where(seen, scores, float("-inf"))
+    new_highest = gl.maximum(highest, gl.max(scores, 1) * scale)
+    weights = gl.exp2(scores * scale - new_highest[:, None])
+    rescale = gl.exp2(highest - new_highest)
+    return weights, new_highest, total * rescale + gl.sum(weights, 1), rescale
+
+
+@gluon.jit
+def _consume(
+    items, out, partial_values, partial_weights, scale, num_units, queries, keys, values, ready, free,
+    WARP_GROUP: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ITEM_SIZE: gl.constexpr,
+    BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr,
+):  # fmt: skip
+    dtype: gl.constexpr = out.dtype.element_ty
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
+    weight_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
+    nothing = gl.zeros([64, BLOCK_N], gl.float32, layout=score_layout)
+    turn = 0
+    tile = 0
+    for unit in range(gl.program_id(0), num_units, gl.num_programs(0)):
+        kv_head = unit % KV_HEADS
+        item = items + unit // KV_HEADS * ITEM_SIZE
+        count = gl.load(item + 2)
+        if count > 0:
+            first_position = gl.load(item + 1)
+            low = gl.load(item + 4)
+            high = gl.load(item + 5)
+            num_blocks = gl.cdiv(high - low, BLOCK_N)
+            row = gl.arange(0, 64, layout=gl.SliceLayout(1, score_layout)) + WARP_GROUP * 64
+            position = first_position + gl.minimum(row // GROUP, count - 1)
+            edge = gl.minimum(first_position + 1, high)
+            highest = gl.full([64], LOWEST, gl.float32, layout=gl.SliceLayout(1, score_layout))
+            total = gl.full([64], 0.0, gl.float32, layout=gl.SliceLayout(1, score_layout))
+            accumulator = gl.zeros([64, HEAD_DIM], gl.float32, layout=out_layout)
+            side = tile % 2
+            own = queries.index(side).slice(WARP_GROUP * 64, 64, dim=0)
+
+            start = low + (num_blocks - 1) * BLOCK_N
+            stage = turn % 2
+            mbarrier.wait(ready.index(4 + side), (tile // 2) & 1)
+            mbarrier.wait(ready.index(stage), (turn // 2) & 1)
+            fence_async_shared()
+            scores = warpgroup_mma(own, keys.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
+            scores = warpgroup_mma_wait(0, deps=[scores])
+            mbarrier.arrive(free.index(stage), count=1)
+            weights, highest, total, rescale = _soften(
+                scores, highest, total, scale, position, start, edge, high, BLOCK_N, score_layout
+            )
+            packed = gl.convert_layout(weights.to(dtype), weight_layout)
+            for _ in range(1, num_blocks):
+                before = turn % 2
+                before_phase = (turn // 2) & 1
+                turn += 1
+                stage = turn % 2
+                start -= BLOCK_N
+                mbarrier.wait(ready.index(stage), (turn // 2) & 1)
+                fence_async_shared()
+                scores = warpgroup_mma(own, keys.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
+                mbarrier.wait(ready.index(2 + before), before_phase)
+                fence_async_shared()
+                accumulator = warpgroup_mma(packed, values.index(before), accumulator, is_async=True)
+                scores = warpgroup_mma_wait(1, deps=[scores])
+                mbarrier.arrive(free.index(stage), count=1)
+                weights, highest, total, rescale = _soften(
+                    scores, highest, total, scale, position, start, edge, high, BLOCK_N, score_layout
+                )
+                accumulator = warpgroup_mma_wait(0, deps=[accumulator])
+                mbarrier.arrive(free.index(2 + before), count=1)
+                accumulator = accumulator * gl.convert_layout(rescale, gl.SliceLayout(1, out_layout))[:, None]
+                packed = gl.convert_layout(weights.to(dtype), weight_layout)
+            mbarrier.arrive(free.index(4 + side), count=1)
+            last = turn % 2
+            mbarrier.wait(ready.index(2 + last), (turn // 2) & 1)
+            fence_async_shared()
+            accumulator = warpgroup_mma(packed, values.index(last), accumulator, is_async=True)
+            accumulator = warpgroup_mma_wait(0, deps=[accumulator])
+            mbarrier.arrive(free.index(2 + last), count=1)
+            turn += 1
+            tile += 1
+
+            total = gl.where(total > 0, total, 1.0)
+            result = accumulator / gl.convert_layout(total, gl.SliceLayout(1, out_layout))[:, None]
+            own_row = gl.arange(0, 64, layout=gl.SliceLayout(1, out_layout)) + WARP_GROUP * 64
+            dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, out_layout))
+            inside = own_row < count * GROUP
+            if gl.load(item + 7) == 1:
+                first_token = gl.load(item).to(gl.int64)
+                place = (first_token + own_row // GROUP) * (KV_HEADS * GROUP) + kv_head * GROUP + own_row % GROUP
+                gl.store(out + (place * HEAD_DIM)[:, None] + dim[None, :], result.to(dtype), mask=inside[:, None])
+            else:
+                part = (gl.load(item + 6) * KV_HEADS + kv_head).to(gl.int64) * 128 + own_row
+                gl.store(partial_values + (part * HEAD_DIM)[:, None] + dim[None, :], result, mask=inside[:, None])
+                weight = gl.convert_layout(highest + gl.log2(total), gl.SliceLayout(1, out_layout))
+                gl.store(partial_weights + part, weight, mask=inside)
+
+
+@gluon.jit
+def attention_hopper_kernel(
+    q,
+    k_cache,
+    v_cache,
+    table,
+    items,
+    out,
+    partial_values,
+    partial_weights,
+    table_stride,
+    cache_stride,
+    scale,
+    num_units,
+    KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    ITEM_SIZE: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    num_warps: gl.constexpr,
+):
+    # A unit is an item and a key/value head; tensors as in `attention_kernel` with BLOCK_M = 128. scale includes
+    # log2(e) and must be positive. Barriers: two stages of keys, two of values, two of queries.
+    dtype: gl.constexpr = q.dtype.element_ty
+    shared: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    queries = gl.allocate_shared_memory(dtype, [2, 128, HEAD_DIM], shared)
+    keys = gl.allocate_shared_memory(dtype, [2, BLOCK_N, HEAD_DIM], shared)
+    values = gl.allocate_shared_memory(dtype, [2, BLOCK_N, HEAD_DIM], shared)
+    ready = gl.allocate_shared_memory(gl.int64, [6, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [6, 1], mbarrier.MBarrierLayout())
+    for index in gl.static_range(6):
+        mbarrier.init(ready.index(index), count=128)
+        mbarrier.init(free.index(index), count=2)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_consume, (
+                items, out, partial_values, partial_weights, scale, num_units, queries, keys, values, ready, free,
+                0, KV_HEADS, GROUP, ITEM_SIZE, BLOCK_N, HEAD_DIM,
+            )),
+            (_consume, (
+                items, out, partial_values, partial_weights, scale, num_units, queries, keys, values, ready, free,
+                1, KV_HEADS, GROUP, ITEM_SIZE, BLOCK_N, HEAD_DIM,
+            )),
+            (_produce, (
+                q, k_cache, v_cache, table, items, table_stride, cache_stride, num_units, queries, keys, values,
+                ready, free, KV_HEADS, GROUP, ITEM_SIZE, BLOCK_N, HEAD_DIM,
+            )),
+        ],
+        [4, 4],
+        [216, 72],
+    )  # fmt: skip
