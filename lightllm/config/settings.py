@@ -42,6 +42,11 @@ class ModelSettings:
     allow_unknown_config_keys: bool = False
     """Load a config.json with keys that lightllm does not know, at your own risk."""
 
+    def __post_init__(self) -> None:
+        if self.max_model_len is not None and self.max_model_len < 2:
+            message = f"max_model_len must be at least 2, a token of prompt and one of output, got {self.max_model_len}"
+            raise ConfigError(message, param="max_model_len")
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -168,8 +173,10 @@ class ServerSettings:
         for name in ("frontends", "max_body_bytes"):
             _positive(name, getattr(self, name))
         for name in ("drain_seconds", "start_seconds"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)}", param=name)
+        if "" in self.api_key:
+            raise ConfigError("api_key is empty, which every request would match; leave it out to be open to all")
         if not 0.0 < self.upload_seconds < float("inf"):
             message = f"upload_seconds must be a positive number, got {self.upload_seconds}"
             raise ConfigError(message, param="upload_seconds")
