@@ -59,6 +59,7 @@ class Intake:
         seed + i modulo 2^64. Raises InvalidRequest or ContextLengthExceeded."""
         max_tokens = self.check(prompt, params)
         bad_words = self.bad_word_ids(params.bad_words)
+        self._check_choice(params, bad_words)
         single = params if params.n == 1 else msgspec.structs.replace(params, n=1)
         packed = pack_ids(prompt)
         return [
@@ -75,6 +76,17 @@ class Intake:
             )
             for turn in range(params.n)
         ]
+
+    def _check_choice(self, params: SamplingParams, bad_words: Sequence[tuple[int, ...]]) -> None:
+        """Raise InvalidRequest if what is allowed is also forbidden, so that no first token could be chosen."""
+        if params.allowed_token_ids is None:
+            return
+        forbidden = {word[0] for word in bad_words if len(word) == 1}
+        if params.min_tokens > 0:
+            forbidden |= self._tokenizer.eos_ids.union(params.stop_token_ids)
+        if forbidden.issuperset(params.allowed_token_ids):
+            message = "allowed_token_ids leaves no token to choose: bad_words or min_tokens forbid all of them"
+            raise InvalidRequest(message, param="allowed_token_ids")
 
     def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token id sequences of each word, at the start of a text and after a space. Raises InvalidRequest."""

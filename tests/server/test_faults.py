@@ -97,6 +97,10 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "logit_bias value": (CHAT, {"messages": HELLO, "logit_bias": {"1": 101}}, "logit_bias", "[-100, 100]"),
     "logit_bias id": (CHAT, {"messages": HELLO, "logit_bias": {"600": 1}}, "logit_bias", "ids 0 to 599"),
     "allowed ids": (CHAT, {"messages": HELLO, "allowed_token_ids": [601]}, "allowed_token_ids", "601"),
+    "allowed end": (CHAT, {"messages": HELLO, "allowed_token_ids": [1], "min_tokens": 1}, "allowed_token_ids",
+                    "leaves no token to choose"),
+    "allowed stop": (TEXT, {"prompt": "a", "allowed_token_ids": [5, 6], "stop_token_ids": [5, 6, 7], "min_tokens": 1},
+                     "allowed_token_ids", "leaves no token to choose"),
     "min above max": (CHAT, {"messages": HELLO, "min_tokens": 5, "max_tokens": 4}, "min_tokens", "exceed"),
     "no tools": (CHAT, {"messages": HELLO, "tools": []}, "tools", "got 0"),
     "tool without a name": (CHAT, {"messages": HELLO, "tools": [{"type": "function", "function": {}}]},
@@ -174,6 +178,14 @@ def test_too_long_a_prompt(http: httpx.Client, fields: dict[str, Any], param: st
     error = fault(response)
     assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
     assert all(number in error["message"] for number in numbers)
+
+
+def test_a_word_both_allowed_and_bad(http: httpx.Client, server: LiveServer) -> None:
+    ids = server.engine.tokenizer.encode("!", add_special_tokens=False)
+    body = {"prompt": "a", "allowed_token_ids": ids, "bad_words": ["!"]}
+    response = http.post(TEXT, json=body)
+    assert (response.status_code, fault(response)["param"]) == (400, "allowed_token_ids")
+    assert http.post(TEXT, json={**body, "allowed_token_ids": [*ids, 7]}).status_code == 200
 
 
 def test_texts_that_cannot_fit_are_not_tokenized(own_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
