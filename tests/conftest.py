@@ -91,3 +91,15 @@ def tiny_llama(make_checkpoint: Callable[..., tuple[Path, Reference]]) -> Path:
     """A random Llama of three layers that stops at <|im_end|>."""
     directory, _ = make_checkpoint("Llama", eos_token_id=2)
     return directory
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked `gpu` is skipped where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
