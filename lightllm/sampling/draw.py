@@ -63,6 +63,11 @@ class DrawPlan:
     uniforms: Uploaded
     groups: tuple[DrawGroup, ...]
 
+    @property
+    def filtered(self) -> bool:
+        """Some row has a top_k or a top_p."""
+        return any(group.head or group.long_k or group.top_p for group in self.groups)
+
 
 class DrawParameters:
     """What each row asked for, in numpy arrays; a filter that is off has a value that keeps everything."""

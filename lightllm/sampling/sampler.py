@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ from lightllm.sampling.transfer import Transfer, Uploaded
 from lightllm.sampling.weights import MAX_VOCAB_SIZE
 
 __all__ = ["LogprobTensors", "Sampled", "Sampler", "SamplingBatch", "TokenMasks"]
+
+Choose = Callable[[Tensor, DrawPlan | None], tuple[Tensor, Tensor]]
+"""Edited logits [N, vocab], which may be overwritten, and the draw: token ids [N] int32, bad flags [N] bool."""
 
 NO_LOGPROBS = -1
 
@@ -90,6 +94,7 @@ class Sampler:
     def __init__(self, *, max_rows: int, vocab_size: int, device: torch.device) -> None:
         assert vocab_size <= MAX_VOCAB_SIZE, f"vocabulary of {vocab_size}, at most {MAX_VOCAB_SIZE}"
         self._device = device
+        self._choose = _choose_on_cuda(max_rows, device) if device.type == "cuda" else _choose
         self._stages: tuple[LogitsStage, ...] = (
             AllowedTokens(max_rows, vocab_size),
             BadWords(max_rows, vocab_size),
@@ -131,15 +136,16 @@ class Sampler:
 
         `history` [max_rows, max_len] int32 holds each row's known tokens. `masks` are this step's grammar masks.
         """
-        logits = logits.float().contiguous()
         unchanged = batch.draw is None and not batch.edits and masks is None
+        if batch.edits or masks is not None or not logits.is_cuda:
+            logits = logits.float().contiguous()
         raw = _raw_rows(logits, batch, unchanged)
         # Masks and bans all set logits to minus infinity, so their order among themselves does not matter.
         if masks is not None and len(masks.indices):
             apply_masks(logits, masks, Transfer(self._device))
         for edit in batch.edits:
             edit.apply(logits, history)
-        token_ids, bad = _choose(logits, batch.draw)
+        token_ids, bad = self._choose(logits, batch.draw)
         logprobs = None
         if raw is not None and batch.logprob_indices is not None:
             logprobs = score(raw, token_ids[batch.logprob_indices.tensor], int(batch.logprob_counts.max()))
@@ -158,6 +164,31 @@ def _raw_rows(logits: Tensor, batch: SamplingBatch, unchanged: bool) -> Tensor |
     if unchanged and len(batch.logprob_rows) == len(logits):
         return logits
     return logits.index_select(0, batch.logprob_indices.tensor)
+
+
+def _choose_on_cuda(max_rows: int, device: torch.device) -> Choose:
+    """The kernels that do the same as `_choose` in a few launches, and read logits of any float dtype."""
+    if find_spec("triton") is None:
+        return lambda logits, plan: _choose(logits.float().contiguous(), plan)
+    from lightllm.kernels.triton.sampling_op import Chooser, DrawInputs
+
+    chooser = Chooser(max_rows, device)
+
+    def choose(logits: Tensor, plan: DrawPlan | None) -> tuple[Tensor, Tensor]:
+        if plan is None:
+            return chooser(logits, None)
+        inputs = DrawInputs(
+            indices=None if plan.indices is None else plan.indices.tensor,
+            temperature=plan.temperature.tensor,
+            min_p=plan.min_p.tensor,
+            top_k=plan.top_k.tensor,
+            top_p=plan.top_p.tensor,
+            uniforms=plan.uniforms.tensor,
+            filtered=plan.filtered,
+        )
+        return chooser(logits, inputs)
+
+    return choose
 
 
 def _choose(logits: Tensor, plan: DrawPlan | None) -> tuple[Tensor, Tensor]:
