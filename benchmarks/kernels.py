@@ -31,6 +31,8 @@ from lightllm.kernels.triton.attention_backend import Tiling, TritonAttention
 from lightllm.kernels.triton.linear_choice import Tile, Vector
 
 DTYPE = torch.bfloat16
+WARM_UP = 0.02
+"""Seconds of replays before the first is timed: a device that was idle runs some percent slower at first."""
 CACHE_BYTES = 256 << 20
 """Rotating inputs together exceed this, several times the L2 cache."""
 
@@ -102,8 +104,10 @@ def timed(launches: list[Callable[[], object]], least: float = 0.004) -> float:
     with torch.cuda.graph(graph):
         for launch in launches:
             launch()
-    graph.replay()
-    torch.cuda.synchronize()
+    started = time.perf_counter()
+    while time.perf_counter() - started < WARM_UP:
+        graph.replay()
+        torch.cuda.synchronize()
     times: list[float] = []
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     while len(times) < 5 or (sum(times) < least and len(times) < 40):
@@ -130,6 +134,17 @@ def timed_eagerly(call: Callable[[], object]) -> float:
 def copies_of(size: int) -> int:
     """How many inputs of this many bytes to rotate through."""
     return max(2, min(64, math.ceil(CACHE_BYTES / size)))
+
+
+def note_compilations(seconds: dict[str, list[float]]) -> None:
+    """From now on, write down what each kernel's compilations take, those found in the cache on disk left out."""
+    import triton
+
+    def note(*, src, times, cache_hit, **_: object) -> None:
+        if not cache_hit:
+            seconds.setdefault(src.fn.__name__, []).append(round(times.total / 1e6, 2))
+
+    triton.knobs.compilation.listener = note
 
 
 def random(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -489,6 +504,26 @@ class StepModel:
             x = linear(activation.gated_activation(linear(x, layer["gate_up"].weight), "silu"), layer["down"].weight)
         return linear(norm.add_rms_norm(x, residual, self.norm_weight, 1e-5), self.head.weight)
 
+    def without(self, norms: bool = True, attention: bool = True, rotation: bool = True) -> torch.Tensor:
+        """The products, and of the rest what is named: where the time between the products goes."""
+        residual = self.embedded.clone()
+        x = residual
+        for index, layer in enumerate(self.layers):
+            if norms:
+                x = norm.add_rms_norm(x, residual, self.norm_weight, 1e-5)
+            caches = self.caches[index % len(self.caches)]
+            qkv = layer["qkv"](x)
+            q = qkv[:, : self.model.heads.num_q_heads * 128]
+            if rotation:
+                q = rotary.rotary_store(qkv, self.model.heads, self.cos, self.sin, self.norms, *caches, self.slots)
+            if attention:
+                q = self.attention.run(q.view(len(x), -1, 128), *caches, self.buffers.plan, self.params)
+            x = layer["output"](q.reshape(len(x), -1))
+            if norms:
+                x = norm.add_rms_norm(x, residual, self.norm_weight, 1e-5)
+            x = layer["down"](layer["gate_up"].gated(x, "silu"))
+        return self.head(x)
+
     def plain(self) -> torch.Tensor:
         """Products chosen by the table, nothing fused into them."""
         residual = self.embedded.clone()
@@ -523,6 +558,9 @@ def bench_step(report: Report) -> None:
                 "library": step.library,
                 "plain": step.plain,
                 "gated": step.gated,
+                "no attention": lambda step=step: step.without(attention=False),
+                "no attention, rotation": lambda step=step: step.without(attention=False, rotation=False),
+                "products alone": lambda step=step: step.without(False, False, False),
             }
             exact = step.library().float()
             for name, call in variants.items():
@@ -545,6 +583,8 @@ def main() -> None:
     if options.compile:
         part, parts = map(int, options.compile.split("/"))
         return compile_part(part, parts)
+    compilations: dict[str, list[float]] = {}
+    note_compilations(compilations)
     report = Report()
     measure_limits(report)
     if options.tune:
@@ -565,7 +605,14 @@ def main() -> None:
         print(f"-- {name}: {time.perf_counter() - begin:.1f} s", flush=True)
         if options.json:
             environment = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "command": sys.argv[1:]}
-            options.json.write_text(json.dumps({**environment, "limits": report.limits, "rows": report.rows}, indent=1))
+            options.json.write_text(
+                json.dumps(
+                    {**environment, "limits": report.limits, "compile_seconds": compilations, "rows": report.rows},
+                    indent=1,
+                )
+            )
+    for name, times in compilations.items():
+        print(f"compiled {name}: {len(times)} variants, {sum(times):.1f} s")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda as tlx
 
-from lightllm.kernels.triton.prefetch import prefetch
-
 LOWEST = tl.constexpr(-1.0e38)
 """The running maximum before any key was seen: finite, so that nothing seen gives 0 and not NaN."""
 
@@ -59,7 +57,6 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    AHEAD: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_ALIBI: tl.constexpr,
@@ -82,11 +79,6 @@ def attention_kernel(
     k_cache += kv_head * HEAD_DIM
     v_cache += kv_head * HEAD_DIM
     if PDL:
-        if AHEAD > 0:  # only a hint, so it does not matter what is being written meanwhile
-            early = tl.load(slots + tl.minimum(key_start + tl.arange(0, AHEAD), key_end - 1), mask=count > 0, other=0)
-            early = early.to(tl.int64) * cache_stride
-            prefetch(k_cache + early, HEAD_DIM * k_cache.dtype.element_ty.primitive_bitwidth // 8)
-            prefetch(v_cache + early, HEAD_DIM * v_cache.dtype.element_ty.primitive_bitwidth // 8)
         tlx.gdc_wait()
     if count == 0:
         return

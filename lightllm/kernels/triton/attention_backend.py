@@ -7,7 +7,6 @@ have, and items that are not there end at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,16 +17,20 @@ from torch import Tensor
 
 from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, SequenceLayout
 from lightllm.kernels.triton.attention import attention_kernel, merge_kernel
-from lightllm.kernels.triton.attention_plan import ITEM_SIZE, MERGE_NUM_PARTS, MERGE_SIZE, TileShape, make_items
+from lightllm.kernels.triton.attention_plan import (
+    ITEM_SIZE,
+    MERGE_COUNT,
+    MERGE_NUM_PARTS,
+    MERGE_SIZE,
+    TileShape,
+    make_items,
+)
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 SMALL_ROWS = 16
 HOPPER_ROWS = 128
 HOPPER_HEADS = (64, 128)
 """Tile and head sizes of the kernel for Hopper."""
-HOPPER_ALL = os.environ.get("HOPPER_ALL", "0") == "1"
-AHEAD = int(os.environ.get("AHEAD", "64"))
-"""Keys whose rows a program asks for while the kernel before it still runs."""
 LOG2_E = 1.4426950408889634
 STAGING = 4
 """Host copies a `PlanBuffers` rotates through, so that a copy under way is not overwritten."""
@@ -70,11 +73,13 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True)
 class TileLaunch:
-    """One kind of tile: its items [I, ITEM_SIZE] and merges [J, MERGE_SIZE] on the device, one int32 array `both`."""
+    """One kind of tile: its items [I, ITEM_SIZE] and merges [J, MERGE_SIZE] on the device, one int32 array `both`;
+    the most tokens of a tile."""
 
     both: Tensor
     num_items: int
     num_merges: int
+    most_tokens: int
     tiling: Tiling
     scratch: Scratch
 
@@ -128,7 +133,8 @@ class TritonAttention:
             scratch = self._scratch_for(int(merges[:, MERGE_NUM_PARTS].sum()), tiling)
             both = torch.from_numpy(np.concatenate([items.ravel(), merges.ravel()]))
             both = both.to(self._device, non_blocking=True)
-            launches.append(TileLaunch(both, len(items), len(merges), tiling, scratch))
+            most_tokens = int(merges[:, MERGE_COUNT].max(initial=1))
+            launches.append(TileLaunch(both, len(items), len(merges), most_tokens, tiling, scratch))
         return AttentionPlan(table, tuple(launches))
 
     def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor) -> PlanBuffers:
@@ -143,7 +149,9 @@ class TritonAttention:
             shape = self._tile_shape(tiling)
             num_items, num_merges = shape.most_items(most_tiles), shape.most_merges(most_tiles)
             both = torch.zeros(num_items * ITEM_SIZE + num_merges * MERGE_SIZE, dtype=torch.int32, device=self._device)
-            launches.append(TileLaunch(both, num_items, num_merges, tiling, self._scratch_for(num_items, tiling)))
+            most_tokens = shape.tokens if max_tokens > max_sequences else 1
+            scratch = self._scratch_for(num_items, tiling)
+            launches.append(TileLaunch(both, num_items, num_merges, most_tokens, tiling, scratch))
             pinned = self._device.type == "cuda"
             staging.append(tuple(torch.zeros(both.shape, dtype=torch.int32, pin_memory=pinned) for _ in range(STAGING)))
         return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, tuple(staging))
@@ -192,7 +200,7 @@ class TritonAttention:
         else:
             self._launch_portable(q, k_cache, v_cache, out, table, launch, params)
         if launch.num_merges:
-            merge_kernel[(shape.num_q_heads, launch.num_merges, self._tile_shape(tiling).tokens)](
+            merge_kernel[(shape.num_q_heads, launch.num_merges, launch.most_tokens)](
                 out,
                 scratch.values,
                 scratch.weights,
@@ -241,9 +249,6 @@ class TritonAttention:
             BLOCK_M=tiling.rows,
             BLOCK_N=tiling.block_n,
             BLOCK_D=self._block_d,
-            AHEAD=AHEAD
-            if k_cache.stride(0) % 8 == 0 and k_cache.element_size() == 2 and shape.head_dim % 8 == 0
-            else 0,
             HAS_WINDOW=params.window is not None,
             HAS_CAP=params.soft_cap is not None,
             HAS_ALIBI=params.alibi_slopes is not None,
@@ -267,7 +272,7 @@ class TritonAttention:
 
         shape = self._shape
         num_units = shape.num_kv_heads * launch.num_items
-        attention_hopper_kernel[(num_units if HOPPER_ALL else min(num_units, self._launcher.num_processors),)](
+        attention_hopper_kernel[(min(num_units, self._launcher.num_processors),)](
             q,
             k_cache,
             v_cache,

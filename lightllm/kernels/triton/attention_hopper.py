@@ -29,17 +29,20 @@ LOWEST = gl.constexpr(-1.0e38)
 
 
 @gluon.jit
-def _gather(cache, slots, buffer, kv_head, cache_stride, start, last, BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr):
-    """Ask for the rows of keys start .. start + BLOCK_N - 1 (beyond `last`: that one's), 32 at a time."""
+def _find(slots, start, last, BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr):
+    """The slots of keys start .. start + BLOCK_N - 1 (beyond `last`: that one's), as `_gather` takes them."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
+    row = start + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, layout))
+    return gl.load(slots + gl.minimum(row, last))
+
+
+@gluon.jit
+def _gather(cache, found, buffer, kv_head, cache_stride, HEAD_DIM: gl.constexpr):
+    """Ask for the rows at the slots found."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
     dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, layout))
-    row = gl.arange(0, 32, layout=gl.SliceLayout(1, layout))
-    base = cache + kv_head * HEAD_DIM
-    for chunk in gl.static_range(BLOCK_N // 32):
-        slot = gl.load(slots + gl.minimum(start + chunk * 32 + row, last)).to(gl.int64)
-        async_copy.async_copy_global_to_shared(
-            buffer.slice(chunk * 32, 32, dim=0), base + (slot * cache_stride)[:, None] + dim[None, :]
-        )
+    place = found.to(gl.int64) * cache_stride
+    async_copy.async_copy_global_to_shared(buffer, cache + kv_head * HEAD_DIM + place[:, None] + dim[None, :])
 
 
 @gluon.jit
@@ -47,14 +50,9 @@ def _gather_queries(q, buffer, item, kv_head, KV_HEADS: gl.constexpr, GROUP: gl.
     """Ask for a tile's queries [128, D]; rows beyond its tokens repeat the last one."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
     dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, layout))
-    first_token = gl.load(item).to(gl.int64)
-    last_row = gl.load(item + 2) * GROUP - 1
-    for chunk in gl.static_range(4):
-        row = gl.minimum(gl.arange(0, 32, layout=gl.SliceLayout(1, layout)) + chunk * 32, last_row)
-        place = (first_token + row // GROUP) * (KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP
-        async_copy.async_copy_global_to_shared(
-            buffer.slice(chunk * 32, 32, dim=0), q + (place * HEAD_DIM)[:, None] + dim[None, :]
-        )
+    row = gl.minimum(gl.arange(0, 128, layout=gl.SliceLayout(1, layout)), gl.load(item + 2) * GROUP - 1)
+    place = (gl.load(item) + row // GROUP).to(gl.int64) * (KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP
+    async_copy.async_copy_global_to_shared(buffer, q + (place * HEAD_DIM)[:, None] + dim[None, :])
 
 
 @gluon.jit
@@ -77,16 +75,20 @@ def _produce(
             _gather_queries(q, queries.index(side), item, kv_head, KV_HEADS, GROUP, HEAD_DIM)
             async_copy.mbarrier_arrive(ready.index(4 + side), increment_count=False)
             tile += 1
-            for block in range(num_blocks):
+            start = low + (num_blocks - 1) * BLOCK_N
+            found = _find(slots, start, high - 1, BLOCK_N, HEAD_DIM)
+            for _ in range(num_blocks):
                 stage = turn % 2
                 phase = (turn // 2) & 1
-                start = low + (num_blocks - 1 - block) * BLOCK_N
+                start = gl.maximum(start - BLOCK_N, low)
+                found_next = _find(slots, start, high - 1, BLOCK_N, HEAD_DIM)
                 mbarrier.wait(free.index(stage), phase ^ 1)
-                _gather(k_cache, slots, keys.index(stage), kv_head, cache_stride, start, high - 1, BLOCK_N, HEAD_DIM)
+                _gather(k_cache, found, keys.index(stage), kv_head, cache_stride, HEAD_DIM)
                 async_copy.mbarrier_arrive(ready.index(stage), increment_count=False)
                 mbarrier.wait(free.index(2 + stage), phase ^ 1)
-                _gather(v_cache, slots, values.index(stage), kv_head, cache_stride, start, high - 1, BLOCK_N, HEAD_DIM)
+                _gather(v_cache, found, values.index(stage), kv_head, cache_stride, HEAD_DIM)
                 async_copy.mbarrier_arrive(ready.index(2 + stage), increment_count=False)
+                found = found_next
                 turn += 1
 
 
@@ -153,10 +155,9 @@ def _consume(
                 stage = turn % 2
                 start -= BLOCK_N
                 mbarrier.wait(ready.index(stage), (turn // 2) & 1)
-                fence_async_shared()
-                scores = warpgroup_mma(own, keys.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
                 mbarrier.wait(ready.index(2 + before), before_phase)
                 fence_async_shared()
+                scores = warpgroup_mma(own, keys.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
                 accumulator = warpgroup_mma(packed, values.index(before), accumulator, is_async=True)
                 scores = warpgroup_mma_wait(1, deps=[scores])
                 mbarrier.arrive(free.index(stage), count=1)

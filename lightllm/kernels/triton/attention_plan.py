@@ -30,7 +30,7 @@ MERGE_TOKEN, MERGE_COUNT, MERGE_FIRST_PART, MERGE_NUM_PARTS = range(4)
 
 START_COST = 128
 """What starting a program costs, in keys it could have read meanwhile."""
-MERGE_COST = 128
+MERGE_COST = 320
 """What merging parts costs, likewise, plus `MERGE_COST_PER_PART` for each."""
 MERGE_COST_PER_PART = 1
 _PART_SIZES = np.array([64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 1 << 20], np.int64)
@@ -51,12 +51,14 @@ class TileShape:
         return max(1, self.rows // self.group)
 
     def most_items(self, num_tiles: int) -> int:
-        """The most items a step with this many tiles is cut into."""
-        return num_tiles + 2 * -(-self.slots // self.num_kv_heads)
+        """The most items a step with this many tiles is cut into: enough to fill the device once, or a quarter more
+        than the tiles. A captured launch has this many, so few of them may be idle: idle programs wait for room, too,
+        and hold up the kernel that could start early."""
+        return max(num_tiles + num_tiles // 4, self.slots // self.num_kv_heads)
 
-    def most_merges(self, num_tiles: int) -> int:
-        """The most tiles that have several parts."""
-        return min(num_tiles, self.most_items(0))
+    def most_merges(self, most_tiles: int) -> int:
+        """The most tiles with several parts, of a step with at most this many tiles."""
+        return max(min(most_tiles, self.slots // self.num_kv_heads // 2), most_tiles // 4)
 
 
 def make_items(layout: SequenceLayout, members: Int64, shape: TileShape) -> tuple[Int32, Int32]:

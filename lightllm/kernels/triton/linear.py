@@ -18,7 +18,20 @@ import triton.language as tl
 from triton.language.extra import cuda as tlx
 
 from lightllm.kernels.triton.activation import activate
-from lightllm.kernels.triton.prefetch import prefetch
+
+
+@triton.jit
+def prefetch(address, size):
+    """Ask for `size` bytes (a multiple of 16) from each address (likewise) to be brought into the L2 cache: Hopper's
+    bulk prefetch, which returns at once. Only a hint, so it may run above `gdc_wait`."""
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [address.to(tl.uint64), tl.zeros(address.shape, tl.int32) + size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
