@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightllm.kernels.triton import sampling, sampling_filters, sampling_op
-from lightllm.kernels.triton.sampling_op import Chooser, DrawInputs, GreedyChooser
+from lightllm.kernels.triton.sampling_op import GreedyChooser
 from lightllm.protocol.plan import OpenedRow
 from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.sampling import sampler
@@ -52,21 +52,9 @@ def plan_of(params: list[dict[str, Any]], size: int, device: torch.device, posit
     return plan
 
 
-def inputs_of(plan: DrawPlan | None) -> DrawInputs | None:
-    return plan and DrawInputs(
-        plan.indices and plan.indices.tensor,
-        plan.temperature.tensor,
-        plan.min_p.tensor,
-        plan.top_k.tensor,
-        plan.top_p.tensor,
-        plan.uniforms.tensor,
-        plan.filtered,
-    )
-
-
 def choose(logits: Tensor, plan: DrawPlan | None) -> tuple[Tensor, Tensor]:
     before = logits.clone()
-    chosen = Chooser(max(1, len(logits)), logits.device)(logits, inputs_of(plan))
+    chosen = sampler._choose_on_cuda(max(1, len(logits)), logits.device)(logits, plan)
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
     return chosen
 
