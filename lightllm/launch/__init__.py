@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from lightllm.config.locate import find_model, model_name
 from lightllm.config.settings import Settings
-from lightllm.launch.listening import listen
+from lightllm.launch.listening import allow_many_connections, listen
 from lightllm.launch.supervisor import Supervisor
 from lightllm.launch.topology import Link, Topology, WorkerSpec, serving_topology
 
@@ -30,6 +30,7 @@ def serve(settings: Settings, topology: Topology | None = None, *, log_level: st
     Raises ConfigError, before anything is started, for an address that cannot be listened on or a model that cannot be
     found. What goes wrong later is logged, and the exit code is 1.
     """
+    allow_many_connections()
     listener = listen(settings.server.host, settings.server.port)
     try:
         settings = with_model_directory(settings)

@@ -6,7 +6,9 @@ kernel instead of being refused.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import resource
 import socket
 
 from lightllm.errors import ConfigError
@@ -32,6 +34,14 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(_explain(error, host, port), param="port") from None
     return listener
+
+
+def allow_many_connections() -> None:
+    """Raise this process's limit of open files, which its children inherit, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems name no limit and still have one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def url_of(listener: socket.socket) -> str:

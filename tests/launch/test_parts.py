@@ -1,4 +1,4 @@
-"""The parts of the supervisor that need no process."""
+"""The parts of the supervisor that need none of its processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -153,3 +155,12 @@ class TestMergedReceiver:
         assert merged.receive() == [b"first", b"later"]
         assert merged.arm()
         merged.disarm()
+
+
+def test_a_server_may_hold_as_many_connections_as_the_system_lets_it() -> None:
+    code = (
+        "import resource as r; from lightllm.launch.listening import allow_many_connections as allow\n"
+        "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (64, hard)); allow()\n"
+        "assert r.getrlimit(r.RLIMIT_NOFILE) == (hard, hard)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
