@@ -79,7 +79,11 @@ def build_parts(settings: Settings, directory: Path) -> EngineParts:
     )
     scheduler = Scheduler(
         scheduler_settings,
-        TokenMemory(built.total_tokens, prefix_cache=settings.scheduler.prefix_cache),
+        TokenMemory(
+            built.total_tokens,
+            prefix_cache=settings.scheduler.prefix_cache,
+            eviction=settings.scheduler.prefix_eviction,
+        ),
         make_policy(scheduler_settings),
         make_estimator(scheduler_settings),
         max_len=built.max_len,
