@@ -218,6 +218,8 @@ class LLM:
             if owners:
                 self._to_engine.send(Abort(tuple(owners)))
                 self._turn()
+            while self._parts.scheduler.has_work and not self._streams:
+                self._turn()  # what was launched before a failure runs out
 
     def _turn(self) -> list[TextOutput]:
         for message in self._engine_inbox.receive():

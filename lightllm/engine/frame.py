@@ -38,7 +38,7 @@ class Frame:
     def engine(self, total_tokens: int, max_len: int, *, graphs: bool) -> Engine:
         """An engine with a pool of `total_tokens` slots for sequences up to `max_len`."""
         where = self.device.torch_device
-        pool = KvPool(self.spec.kv_layout(self.dtype), total_tokens, where)
+        pool = self._pool(total_tokens)
         rows = RowTables(self.max_running, max_len, total_tokens, where)
         sampler = Sampler(max_rows=self.max_running, vocab_size=self.spec.vocab_size, device=where)
         decode_graphs = None
@@ -49,6 +49,14 @@ class Frame:
         return Engine(
             self.model, pool, self.kernels, sampler, rows, self.device, threads=self.threads, graphs=decode_graphs
         )
+
+    def _pool(self, total_tokens: int) -> KvPool:
+        layout = self.spec.kv_layout(self.dtype)
+        try:
+            return KvPool(layout, total_tokens, self.device.torch_device)
+        except RuntimeError as error:  # what torch raises for want of memory, on a host and on a device
+            size = f"{total_tokens} tokens of {layout.bytes_per_token} bytes"
+            raise OutOfMemory(f"no room for a KV pool of {size}; lower --max-total-tokens") from error
 
 
 def measure_step(frame: Frame, step_tokens: int) -> int:

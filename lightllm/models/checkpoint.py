@@ -39,6 +39,8 @@ class SafetensorsSource:
         if tuple(tensor.shape) != shape:
             message = f"weight {name} has shape {list(tensor.shape)}, the config calls for {list(shape)}"
             raise CheckpointError(f"{self._directory}: {message}", param=name)
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{self._directory}: weight {name} holds {tensor.dtype}, no floats", param=name)
         return tensor.to(device=self._device, dtype=self._dtype)
 
     def close(self) -> None:

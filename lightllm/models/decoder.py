@@ -129,7 +129,7 @@ class Decoder:
                 x = kernels.add_rms_norm(x, residual, block.input_norm, eps)
             x = self._attend(x, cos, sin, block, batch, pool.keys[layer], pool.values[layer])
             x = kernels.add_rms_norm(x, residual, block.ffn_norm, eps)
-            x = block.down(kernels.gated_activation(block.gate_up(x), self.spec.activation))
+            x = block.down(block.gate_up.gated(x, self.spec.activation))
         if batch.wanted is not None:
             x, residual = x[batch.wanted], residual[batch.wanted]
         return kernels.add_rms_norm(x, residual, self._norm, eps)

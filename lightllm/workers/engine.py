@@ -72,6 +72,7 @@ def build_parts(settings: Settings, directory: Path) -> EngineParts:
     """Load the model in `directory` and put a scheduler before it. Raises ConfigError and what `build` raises."""
     defaults = _generation_defaults(directory)
     built = build(settings, directory)
+    _check_eos(defaults.eos_ids, built.spec.vocab_size, directory)
     scheduler_settings = replace(
         settings.scheduler,
         max_step_tokens=built.max_step_tokens,
@@ -103,6 +104,13 @@ def build_parts(settings: Settings, directory: Path) -> EngineParts:
     gc.collect()
     gc.freeze()  # what was loaded stays: later collections need not look at it
     return EngineParts(scheduler, built.engine, facts, built.resolved)
+
+
+def _check_eos(eos_ids: tuple[int, ...], vocab_size: int, directory: Path) -> None:
+    beyond = [eos_id for eos_id in eos_ids if eos_id >= vocab_size]
+    if beyond:
+        message = f"{directory}: eos_token_id {beyond[0]} is beyond the vocabulary of {vocab_size}"
+        raise CheckpointError(message, param="eos_token_id")
 
 
 class EngineLoop:

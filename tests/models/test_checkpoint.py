@@ -73,6 +73,25 @@ def test_misshapen_weight_is_named_with_both_shapes(broken: Path) -> None:
     assert "model.norm.weight" in message and "[5]" in message and "[64]" in message
 
 
+def test_weights_that_are_no_floats(broken: Path) -> None:
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].int()
+    save_file(weights, broken / "model.safetensors")
+    message = refusal(broken).message
+    assert "model.norm.weight" in message and "int32" in message
+
+
+def test_end_of_text_beyond_the_vocabulary(broken: Path) -> None:
+    (broken / "generation_config.json").write_text('{"eos_token_id": [2, 99999]}')
+    message = refusal(broken).message
+    assert "99999" in message and "512" in message
+
+
+def test_a_pool_that_no_machine_has_room_for(tiny_llama: Path) -> None:
+    error = refusal(tiny_llama, max_total_tokens=10**13)
+    assert isinstance(error, OutOfMemory) and "--max-total-tokens" in error.message
+
+
 def test_truncated_weights(broken: Path) -> None:
     data = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(data[: len(data) // 2])

@@ -58,7 +58,10 @@ tokens that were asked for count. Both are loaded in one process, their runs alt
 GPU = """
 ## On a GPU
 
-Random weights of the real shapes, one run each.
+Random weights of the real shapes, one run each, at the revision named. Decode steps overlap, and at that revision
+their times still included the wait for the step before: they are up to twice the time the device took. The Hopper
+attention kernel, the merge-free decode launches and the fused sampling kernels came later; their own timings are in
+`benchmarks/results/kernels/`, whole workloads with them have not been measured yet.
 """
 
 STARTS = """
@@ -105,7 +108,8 @@ def _gpu_section() -> str:
             for result in report["results"]
         ]
         head = ("workload", "tokens/s", "bound", "share", "TTFT p50, ms", "decode step p50, ms")
-        made = f"{machine['device']} ({limits} measured in the run), {report['engine']['dtype'][0]}."
+        made = f"{machine['device']} ({limits} measured in the run), {report['engine']['dtype'][0]}"
+        made += f", revision {report['revision']}."
         parts += [f"### {report['model']}\n", table(head, rows), f"{made} Made by {code(report['command'])}.\n"]
     parts += _starts() + _errors()
     return "\n".join(parts)

@@ -18,8 +18,17 @@ Int32 = NDArray[np.int32]
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
-LinearOp = Callable[[Tensor], Tensor]
-"""x [T, in] -> [T, out], with weight and bias packed inside."""
+
+class LinearOp(Protocol):
+    """A matrix product with weight and bias packed inside."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, out]."""
+        ...
+
+    def gated(self, x: Tensor, kind: Activation) -> Tensor:
+        """x [T, in] -> activation(gate) * up [T, out / 2], gate being the first half of the outputs."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightllm.kernels.ops.contracts import LinearOp
+from lightllm.kernels.ops.contracts import Activation, LinearOp
+from lightllm.kernels.reference.pointwise import gated_activation
 
 _TYPICAL_BATCH = 8
 
@@ -34,6 +35,9 @@ class _PlainLinear:
     def __call__(self, x: Tensor) -> Tensor:
         return functional.linear(x, self._weight, self._bias)
 
+    def gated(self, x: Tensor, kind: Activation) -> Tensor:
+        return gated_activation(self(x), kind)
+
 
 class _BlockedLinear:
     __slots__ = ("_bias", "_weight")
@@ -45,6 +49,9 @@ class _BlockedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return out
+
+    def gated(self, x: Tensor, kind: Activation) -> Tensor:
+        return gated_activation(self(x), kind)
 
 
 @cache

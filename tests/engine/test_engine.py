@@ -1,0 +1,123 @@
+"""The engine through the offline API: what shares a batch changes nothing, and a fault costs no more than it must."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lightllm import LLM, LightLLMError, SamplingParams
+from lightllm.errors import ContextLengthExceeded, EngineError, InvalidRequest
+
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, top_k=40, seed=11, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture
+def llm(tiny_llama: Path) -> Iterator[LLM]:
+    with LLM(str(tiny_llama), max_step_tokens=32) as llm:
+        yield llm
+        llm._parts.scheduler.check()
+        assert llm._parts.scheduler.memory.ledger().in_use == 0
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(3, 512) for _ in range(count)]
+
+
+def run(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in llm.generate(prompts, params, progress=False)]
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_any_mix(llm: LLM) -> None:
+    (alone,) = run(llm, [ids(9)], [SAMPLED])
+    others = [ids(n, n) for n in (1, 5, 30, 50)]
+    greedy = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    mixed = run(llm, [*others, ids(9)], [greedy] * 4 + [SAMPLED])
+    assert mixed[-1] == alone
+    assert len(set(alone)) > 3
+
+
+def test_choices_differ_and_each_has_its_seed(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.0, seed=3, n=3, max_tokens=8, ignore_eos=True)
+    (output,) = llm.generate([ids(6)], params, progress=False)
+    choices = [choice.token_ids for choice in output.outputs]
+    assert [choice.index for choice in output.outputs] == [0, 1, 2]
+    assert len({tuple(choice) for choice in choices}) == 3
+    second = SamplingParams(temperature=1.0, seed=4, max_tokens=8, ignore_eos=True)
+    assert run(llm, [ids(6)], [second]) == [choices[1]]
+
+
+def test_a_burst_of_equal_prompts_computes_the_prompt_once(llm: LLM) -> None:
+    prompt = ids(60)
+    params = [SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)] * 6
+    results = run(llm, [prompt] * 6, params)
+    counters = llm._parts.scheduler.counters
+    assert len({tuple(result) for result in results}) == 1
+    assert counters.queried_tokens == 6 * 60
+    assert counters.hit_tokens >= 5 * 59 - 5
+
+
+def test_scoring_a_prompt_without_generating(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=0, prompt_logprobs=2, temperature=0)
+    (output,) = llm.generate([ids(40)], params, progress=False)
+    assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == 40
+    assert output.outputs[0].token_ids == [] and output.outputs[0].finish_reason == "length"
+
+
+def test_logprobs_name_the_chosen_token(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, logprobs=3, max_tokens=5, ignore_eos=True)
+    (output,) = llm.generate([ids(4)], params, progress=False)
+    choice = output.outputs[0]
+    assert choice.logprobs is not None and len(choice.logprobs) == 5
+    for token, entry in zip(choice.token_ids, choice.logprobs, strict=True):
+        assert len(entry.top) == 3 and entry.rank == 0
+        assert entry.top[0] == (token, pytest.approx(entry.logprob))
+
+
+def test_a_failed_step_fails_its_requests_only(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llm._parts.engine._model
+    whole = model.forward
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("the step broke")
+
+    monkeypatch.setattr(model, "forward", broken)
+    with pytest.raises(EngineError, match="RuntimeError"):
+        run(llm, [ids(5)], [SAMPLED])
+    monkeypatch.setattr(model, "forward", whole)
+    assert len(run(llm, [ids(5)], [SAMPLED])[0]) == 12
+
+
+def test_leaving_a_stream_frees_its_slots(llm: LLM) -> None:
+    pieces = llm.stream(ids(10), SamplingParams(temperature=0, max_tokens=200, ignore_eos=True))
+    next(pieces)
+    assert llm._parts.scheduler.num_running == 1
+    pieces.close()
+    run(llm, [ids(3)], [SAMPLED])
+    assert llm._parts.scheduler.num_requests == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "error", "words"),
+    [
+        ([], SamplingParams(), InvalidRequest, ["at least 1"]),
+        ([1, 600], SamplingParams(), InvalidRequest, ["600", "511"]),
+        (list(range(3, 260)), SamplingParams(), ContextLengthExceeded, ["256", "257"]),
+        ([1, 2], SamplingParams(max_tokens=300), ContextLengthExceeded, ["300", "256"]),
+        ([1, 2], SamplingParams(stop_token_ids=(512,)), InvalidRequest, ["512", "511"]),
+    ],
+)
+def test_mistakes_name_the_limit_and_the_value(
+    llm: LLM, prompt: list[int], params: SamplingParams, error: type[LightLLMError], words: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        llm.generate([prompt], params, progress=False)
+    assert all(word in caught.value.message for word in words), caught.value.message
+
+
+def test_parameters_must_match_the_prompts(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="2 sampling parameters for 1 prompts"):
+        llm.generate([ids(3)], [SAMPLED, SAMPLED], progress=False)
