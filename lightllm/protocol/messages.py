@@ -33,13 +33,29 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     pass
 
 
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request wants to be served, beside what it wants said.
+
+    `cache_salt` keeps prefix reuse within one salt, `share_prefix` off keeps out of the prefix cache. `tenant` and its
+    `weight` are what fairness counts by; `ttft_target` and `tpot_target` are seconds to the first token and between
+    tokens, and with `refuse_late` a request that cannot meet the former is refused at once.
+    """
+
+    cache_salt: str = ""
+    priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
+    ttft_target: float | None = None
+    tpot_target: float | None = None
+    refuse_late: bool = False
+    share_prefix: bool = True
+
+
 class Submit(Message, tag="submit", frozen=True):
     """A request to generate. `prompt` is packed int32; `seed` is always set here, drawn if the caller gave none.
 
-    `bad_words` are token id sequences never to complete; `cache_salt` keeps prefix reuse within one salt;
-    `arrival` is seconds on the machine's monotonic clock. `tenant` and its `weight` are what fairness counts by;
-    `ttft_target` and `tpot_target` are seconds to the first token and between tokens, and with `refuse_late` a
-    request that cannot meet the former is refused at once. `share_prefix` off keeps out of the prefix cache.
+    `bad_words` are token id sequences never to complete; `arrival` is seconds on the machine's monotonic clock. The
+    fields after it are those of `Terms`.
     """
 
     request_id: int

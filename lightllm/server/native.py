@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lightllm.errors import InvalidRequest
-from lightllm.protocol.messages import TextOutput
+from lightllm.protocol.messages import Terms, TextOutput
 from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.server.body import convert, read_object, refuse
 from lightllm.server.context import context_of
@@ -42,7 +42,6 @@ REFUSED: Refusals = {
     "suggested_dp_index": ((-1,), "there is one engine"),
     "group_request_id": ((-1,), "request ids are given by the server"),
     "move_kv_to_decode_node": ((), "this server computes prompts itself"),
-    "disable_prompt_cache": ((False,), "give each request its own cache_salt over the OpenAI routes"),
     "invalid_token_ids": (([],), "use logit_bias with -100 over the OpenAI routes"),
 }
 
@@ -72,6 +71,7 @@ class GenerateParameters(Struct, kw_only=True, forbid_unknown_fields=True):
     allowed_token_ids: list[int] | None = None
     seed: int | None = None
     skip_special_tokens: bool | None = None
+    disable_prompt_cache: bool | None = None
     add_special_tokens: bool | None = None
     add_spaces_between_special_tokens: bool | None = None
     return_details: bool | None = None
@@ -186,7 +186,8 @@ async def _start(request: Request, frontend: Frontend, *, streams: bool) -> tupl
         ids = await frontend.encode(fields.inputs, parameters.add_special_tokens is not False)
     else:
         ids = check_ids(fields.inputs, "inputs")
-    return frontend.generate([ids], params), parameters
+    terms = Terms(share_prefix=not parameters.disable_prompt_cache)
+    return frontend.generate([ids], params, terms=terms), parameters
 
 
 def _params(

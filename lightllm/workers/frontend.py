@@ -43,6 +43,7 @@ from lightllm.protocol.messages import (
     FinishReason,
     FrontendInbox,
     Submit,
+    Terms,
     TextBatch,
     TextOutput,
     WorkerState,
@@ -51,7 +52,7 @@ from lightllm.protocol.messages import (
 from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.text.tokenizer import Tokenizer
 from lightllm.workers.generation import Choice, Generation
-from lightllm.workers.intake import Intake, check_text_len
+from lightllm.workers.intake import DEFAULT_TERMS, Intake, check_text_len
 from lightllm.workers.tally import Tally
 
 __all__ = ["Frontend", "Generation"]
@@ -198,8 +199,7 @@ class Frontend:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         *,
-        cache_salt: str = "",
-        priority: int = 0,
+        terms: Terms = DEFAULT_TERMS,
         arrival: float | None = None,
         counted: bool = True,
     ) -> Generation:
@@ -220,9 +220,7 @@ class Frontend:
             submits = [
                 submit
                 for prompt in prompts
-                for submit in intake.submits(
-                    prompt, params, self._request_ids, arrival, cache_salt=cache_salt, priority=priority
-                )
+                for submit in intake.submits(prompt, params, self._request_ids, arrival, terms=terms)
             ]
             for submit in submits:
                 self._submit(generation, submit)

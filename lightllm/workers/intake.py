@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from lightllm.errors import ContextLengthExceeded, InvalidRequest
-from lightllm.protocol.messages import Submit, pack_ids
+from lightllm.protocol.messages import Submit, Terms, pack_ids
 from lightllm.protocol.sampling_params import MAX_BAD_WORD_TOKENS, SamplingParams, check_token_ids
 from lightllm.text.tokenizer import Tokenizer
 
 SEED_RANGE = 1 << 64
+DEFAULT_TERMS = Terms()
 READ_CHARS = 1 << 20
 """Texts up to this length are tokenized whatever the context holds."""
 
@@ -52,8 +53,7 @@ class Intake:
         request_ids: Iterator[int],
         arrival: float,
         *,
-        cache_salt: str = "",
-        priority: int = 0,
+        terms: Terms = DEFAULT_TERMS,
     ) -> list[Submit]:
         """One Submit for each of `params.n` choices. Without a seed each draws its own; with one, choice i uses
         seed + i modulo 2^64. Raises InvalidRequest or ContextLengthExceeded."""
@@ -62,6 +62,7 @@ class Intake:
         self._check_choice(params, bad_words)
         single = params if params.n == 1 else msgspec.structs.replace(params, n=1)
         packed = pack_ids(prompt)
+        given = msgspec.structs.asdict(terms)
         return [
             Submit(
                 request_id=next(request_ids),
@@ -71,8 +72,7 @@ class Intake:
                 seed=_seed(params.seed, turn),
                 arrival=arrival,
                 bad_words=bad_words,
-                cache_salt=cache_salt,
-                priority=priority,
+                **given,
             )
             for turn in range(params.n)
         ]

@@ -115,3 +115,18 @@ def test_surrogates_never_reach_the_answer(http: httpx.Client, server: LiveServe
     text = http.post("/v1/completions", json={"prompt": "one", "stream": True}).text
     assert [chunk["choices"][0]["text"] for chunk in sse(text)][-1] == "\ufffd"
     json.dumps(text)
+
+
+def test_how_a_request_wants_to_be_served(client: openai.OpenAI, server: LiveServer) -> None:
+    terms = {"cache_salt": "s", "priority": 3, "tenant": "acme", "ttft_target": 2.5, "tpot_target": 0.1}
+    client.completions.create(model="toy", prompt="one", extra_body={**terms, "refuse_late": True})
+    client.completions.create(model="toy", prompt="one", extra_body={"share_prefix": False})
+    first, second = server.engine.submits
+    assert {name: getattr(first, name) for name in terms} == terms and first.refuse_late and first.share_prefix
+    assert not second.share_prefix and second.tenant == ""
+
+
+@pytest.mark.parametrize("terms", [{"ttft_target": 0}, {"tpot_target": -1}, {"tenant": "x" * 300}, {"tenant": 5}])
+def test_impossible_terms(client: openai.OpenAI, terms: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match=next(iter(terms))):
+        client.completions.create(model="toy", prompt="one", extra_body=terms)

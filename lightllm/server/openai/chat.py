@@ -28,7 +28,13 @@ from lightllm.server.openai.objects import (
     Usage,
 )
 from lightllm.server.openai.prompts import ChatPrompt, render_chat
-from lightllm.server.openai.sampling import check_model, check_prompt_logprobs, check_stream, sampling_params
+from lightllm.server.openai.sampling import (
+    check_model,
+    check_prompt_logprobs,
+    check_stream,
+    sampling_params,
+    terms_of,
+)
 from lightllm.server.openai.schemas import ChatCompletionRequest
 from lightllm.server.openai.tools import choose_tools
 from lightllm.server.openai.usage import usage_of, wants_usage
@@ -56,9 +62,7 @@ async def chat_completions(request: Request) -> Response | EventStream:
         add_special_tokens=bool(chat.add_special_tokens),
     )
     check_prompt_logprobs(params, [len(prompt.token_ids)], context.frontend.vocab_size)
-    generation = context.frontend.generate(
-        [prompt.token_ids], params, cache_salt=chat.cache_salt or "", priority=chat.priority or 0
-    )
+    generation = context.frontend.generate([prompt.token_ids], params, terms=terms_of(chat))
     answer = _Answer.begin(context, chat, model, prompt, generation, uses_tools=tools is not None)
     if chat.stream:
         return EventStream(answer.events(), generation)

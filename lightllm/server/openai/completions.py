@@ -20,7 +20,13 @@ from lightllm.server.openai import refusals
 from lightllm.server.openai.logprobs import CompletionLogprobsWriter, TokenNames, prompt_logprobs
 from lightllm.server.openai.objects import Completion, CompletionChoice, PromptLogprobs, Usage
 from lightllm.server.openai.prompts import read_prompts
-from lightllm.server.openai.sampling import check_model, check_prompt_logprobs, check_stream, sampling_params
+from lightllm.server.openai.sampling import (
+    check_model,
+    check_prompt_logprobs,
+    check_stream,
+    sampling_params,
+    terms_of,
+)
 from lightllm.server.openai.schemas import CompletionRequest
 from lightllm.server.openai.usage import usage_of, wants_usage
 from lightllm.server.streaming import EventStream, client_gone, event, json_response, watch
@@ -43,8 +49,7 @@ async def completions(request: Request) -> Response | EventStream:
     generation = context.frontend.generate(
         [ids for ids, _ in prompts],
         params,
-        cache_salt=completion.cache_salt or "",
-        priority=completion.priority or 0,
+        terms=terms_of(completion),
     )
     answer = _Answer.begin(context, completion, model, prompts, generation)
     if completion.stream:

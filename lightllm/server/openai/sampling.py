@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightllm.errors import InvalidRequest, ModelNotFound
+from lightllm.protocol.messages import Terms
 from lightllm.protocol.sampling_params import GREEDY_TEMPERATURE, WHOLE_VOCABULARY, SamplingParams
 from lightllm.server.openai.schemas import SamplingFields
 from lightllm.workers.frontend import Frontend
@@ -27,10 +28,18 @@ DIRECT = (
     "spaces_between_special_tokens",
 )
 """Fields that mean the same here and there."""
+TERMS = ("cache_salt", "priority", "tenant", "ttft_target", "tpot_target", "refuse_late", "share_prefix")
+"""Fields of `Terms` that a client may set; a tenant's weight is the operator's business."""
 MAX_PROMPT_ENTRIES = 1 << 22
 LISTS = ("stop_token_ids", "bad_words", "allowed_token_ids")
 INHERITED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields whose default a model's generation_config.json may set."""
+
+
+def terms_of(fields: SamplingFields) -> Terms:
+    """How the request wants to be served, as far as it says."""
+    given = {name: getattr(fields, name) for name in TERMS}
+    return Terms(**{name: value for name, value in given.items() if value is not None})
 
 
 def sampling_params(

@@ -52,6 +52,7 @@ Messages = Annotated[
 ]
 
 Salt = Annotated[str, Meta(max_length=256)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Priority = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 
 
@@ -93,6 +94,11 @@ class SamplingFields(Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     cache_salt: Salt | None = None
     priority: Priority | None = None
+    tenant: Salt | None = None
+    ttft_target: Seconds | None = None
+    tpot_target: Seconds | None = None
+    refuse_late: bool | None = None
+    share_prefix: bool | None = None
 
 
 class FunctionSpec(Struct, kw_only=True):
