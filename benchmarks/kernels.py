@@ -395,8 +395,8 @@ def tune_linear(report: Report, workers: int) -> dict[str, dict[str, list[str | 
                 moved = num_rows * size * 2
                 case = f"{model.name} {name} {num_rows}x{size} M={tokens}"
                 repeat = max(1, 16 // len(weights))
-                library = timed([lambda w=w: torch.nn.functional.linear(x, w) for w in weights] * repeat)
-                best: tuple[float, Vector | Tile | None] = (library, None)
+                vendor = timed([lambda w=w: torch.nn.functional.linear(x, w) for w in weights] * repeat)
+                best: tuple[float, Vector | Tile | None] = (vendor, None)
                 expected = torch.nn.functional.linear(x, weights[0]).float()
                 tried: dict[str, float] = {}
                 for choice in candidates(tokens):
@@ -413,7 +413,7 @@ def tune_linear(report: Report, workers: int) -> dict[str, dict[str, list[str | 
                     if seconds < best[0]:
                         best = (seconds, choice)
                 steps[str(tokens)] = linear_choice.write_choice(best[1])
-                report.add("linear", case, best[0], moved, cublas_us=round(library * 1e6, 2), best=steps[str(tokens)])
+                report.add("linear", case, best[0], moved, cublas_us=round(vendor * 1e6, 2), best=steps[str(tokens)])
                 report.rows[-1]["tried"] = tried
             table[f"{num_rows}x{size}"] = steps
     return table
@@ -443,7 +443,7 @@ def bench_linear(report: Report) -> None:
     packer = linear_op.LinearPacker(torch.device("cuda"), torch.cuda.get_device_name(0))
     for model in MODELS:
         for tokens in (1, 4, 16, 64):
-            ours = library = 0.0
+            ours = vendor = 0.0
             for name, (num_rows, size) in model.weights().items():
                 weights = [random(num_rows, size, scale=size**-0.5) for _ in range(copies_of(num_rows * size * 2))]
                 ops = [packer(w, None) for w in weights]
@@ -452,10 +452,10 @@ def bench_linear(report: Report) -> None:
                 seconds = timed([lambda op=op: op(x) for op in ops] * repeat)
                 times = timed([lambda w=w: torch.nn.functional.linear(x, w) for w in weights] * repeat)
                 layers = 1 if name == "head" else model.layers
-                ours, library = ours + layers * seconds, library + layers * times
+                ours, vendor = ours + layers * seconds, vendor + layers * times
                 case = f"{model.name} {name} M={tokens}"
                 report.add("linear", case, seconds, num_rows * size * 2, cublas_us=round(times * 1e6, 2))
-            print(f"  {model.name} M={tokens}: a step's products {ours * 1e3:.3f} ms, cuBLAS {library * 1e3:.3f} ms")
+            print(f"  {model.name} M={tokens}: a step's products {ours * 1e3:.3f} ms, cuBLAS {vendor * 1e3:.3f} ms")
 
 
 class StepModel:
@@ -491,7 +491,7 @@ class StepModel:
         q = rotary.rotary_store(qkv, self.model.heads, self.cos, self.sin, self.norms, *caches, self.slots)
         return self.attention.run(q, *caches, self.buffers.plan, self.params).flatten(1)
 
-    def library(self) -> torch.Tensor:
+    def vendor(self) -> torch.Tensor:
         """Products by cuBLAS, everything else a kernel of ours."""
         linear = torch.nn.functional.linear
         residual = self.embedded.clone()
@@ -555,14 +555,14 @@ def bench_step(report: Report) -> None:
         for tokens, length in ((1, 256), (8, 1024), (32, 640), (64, 1024)):
             step = StepModel(model, tokens, length)
             variants: dict[str, Callable[[], torch.Tensor]] = {
-                "library": step.library,
+                "vendor": step.vendor,
                 "plain": step.plain,
                 "gated": step.gated,
                 "no attention": lambda step=step: step.without(attention=False),
                 "no attention, rotation": lambda step=step: step.without(attention=False, rotation=False),
                 "products alone": lambda step=step: step.without(False, False, False),
             }
-            exact = step.library().float()
+            exact = step.vendor().float()
             for name, call in variants.items():
                 error = float((call().float() - exact).norm() / exact.norm())
                 case = f"{model.name} {tokens} x {length} {name}"
