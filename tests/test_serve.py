@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ pytestmark = [
 ]
 
 SECONDS = 90
+ENDS = ("stop", "length")
 WEATHER = {
     "type": "function",
     "function": {
@@ -34,9 +36,10 @@ WEATHER = {
 class Server:
     """A server process, its address, and its workers."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, total_tokens: int = 20000) -> None:
         self._log = log
-        command = [sys.executable, "-m", "lightllm.cli.main", "serve", "--port", "0", "--max-total-tokens", "20000"]
+        command = [sys.executable, "-m", "lightllm.cli.main", "serve", "--port", "0"]
+        command += ["--max-total-tokens", str(total_tokens)]
         with log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         self.url = self._wait_for_url()
@@ -49,6 +52,17 @@ class Server:
                 return found[1]
             time.sleep(0.05)
         raise AssertionError(f"the server did not become ready:\n{self._log.read_text()}")
+
+    def metric(self, name: str) -> float:
+        """The value of a series, e.g. `lightllm_requests_running` or `lightllm_kv_slots{state="held"}`."""
+        text = httpx.get(f"{self.url}/metrics").text
+        return next((float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"{name} ")), 0.0)
+
+    def wait_until_idle(self) -> None:
+        give_up = time.monotonic() + SECONDS
+        while self.metric("lightllm_requests_running") or self.metric('lightllm_kv_slots{state="held"}'):
+            assert time.monotonic() < give_up, "slots are still held"
+            time.sleep(0.05)
 
     def worker(self, role: str) -> int:
         pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
@@ -155,15 +169,7 @@ def test_what_clients_leave_behind_is_nothing(server: Server, client: openai.Ope
     )
     next(iter(stream))
     stream.close()
-    give_up = time.monotonic() + SECONDS
-    while time.monotonic() < give_up:
-        metrics = httpx.get(f"{server.url}/metrics").text
-        held = re.search(r'lightllm_kv_slots\{state="held"\} (\S+)', metrics)
-        running = re.search(r"^lightllm_requests_running (\S+)", metrics, re.MULTILINE)
-        if held and running and float(held[1]) == float(running[1]) == 0:
-            return
-        time.sleep(0.05)
-    raise AssertionError("slots are still held after the client has gone")
+    server.wait_until_idle()
 
 
 @pytest.mark.parametrize("role", ["engine", "detokenizer"])
@@ -180,3 +186,35 @@ def test_a_killed_worker_is_replaced(server: Server, client: openai.OpenAI, role
     while time.monotonic() < give_up and httpx.get(f"{server.url}/ready").status_code != 200:
         time.sleep(0.1)
     assert ask(client, "What is 347 + 285?").choices[0].message.content == "347 + 285 = 632"
+
+
+def test_a_burst_of_three_times_the_memory(tmp_path: Path) -> None:
+    """Nothing is lost, every request ends, the ledger adds up, and waiting and eviction can be seen."""
+    pool, burst, tokens = 1000, 24, 60
+    server = Server(tmp_path / "log", total_tokens=pool)
+    options = {"model": "lightllm-demo", "max_tokens": 160, "temperature": 0, "extra_body": {"min_tokens": tokens}}
+    try:
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=SECONDS) as client,
+            ThreadPoolExecutor(burst) as threads,
+        ):
+            prompts = [f"Story number {number} begins in a small town. " * 2 for number in range(burst)]
+            calls = [threads.submit(client.completions.create, prompt=prompt, **options) for prompt in prompts]
+            most_waiting = 0.0
+            while not all(call.done() for call in calls):
+                most_waiting = max(most_waiting, server.metric("lightllm_requests_waiting"))
+            answers = [call.result() for call in calls]
+        used = sum(answer.usage.total_tokens for answer in answers)
+        assert used > 3 * pool, f"the burst needs {used} tokens, the pool has {pool}"
+        assert {answer.choices[0].finish_reason for answer in answers} <= {"stop", "length"}
+        assert all(answer.usage.completion_tokens >= tokens for answer in answers)
+        assert most_waiting > 0
+        server.wait_until_idle()
+        states = [server.metric(f'lightllm_kv_slots{{state="{state}"}}') for state in ("free", "cached", "held")]
+        assert sum(states) == server.metric("lightllm_kv_slot_capacity") == pool
+        finished = [server.metric(f'lightllm_requests_finished_total{{finish_reason="{r}"}}') for r in ENDS]
+        assert sum(finished) == burst
+        assert server.metric("lightllm_evicted_tokens_total") > 0
+    finally:
+        server.process.terminate()
+        assert server.process.wait(SECONDS) == 0
