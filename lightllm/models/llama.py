@@ -35,7 +35,9 @@ def read_dimensions(config: ConfigReader) -> dict[str, Any]:
     if activation not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise CheckpointError(f"{config.origin}: hidden_act {activation!r} is not one of {known}", param="hidden_act")
-    max_position = config.integer("max_position_embeddings", 2048)
+    config.refuse_unless("rope_interleaved", (False,))
+    config.ignore("is_llama_config")
+    max_position = config.integer("max_position_embeddings", config.integer("max_sequence_length", 2048))
     return {
         "hidden_size": hidden,
         "num_layers": config.integer("num_hidden_layers"),

@@ -10,6 +10,7 @@ from lightllm.models.llama import read_dimensions
 
 def read_spec(config: ConfigReader) -> DecoderSpec:
     """The published Qwen2 config."""
+    config.refuse_unless("use_mrope", (False,))
     return DecoderSpec(**read_dimensions(config), qkv_bias=True, windows=read_windows(config))
 
 
