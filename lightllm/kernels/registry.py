@@ -41,7 +41,6 @@ def reference_kernels(dtype: torch.dtype) -> KernelSet:
         rms_norm=pointwise.rms_norm,
         add_rms_norm=pointwise.add_rms_norm,
         rotary_store=pointwise.rotary_store,
-        gated_activation=pointwise.gated_activation,
         attention=TorchAttention(),
         pack_linear=linear.pack_linear,
         reasons=reasons,

@@ -105,6 +105,7 @@ class Decoder:
         self, spec: DecoderSpec, source: WeightSource, kernels: KernelSet, max_len: int, device: torch.device
     ) -> None:
         self.spec = spec
+        self._head_shape = spec.head_shape
         self._kernels = kernels
         scheme = PlainWeights(kernels)
         self._embedding = source.take("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size))
@@ -149,7 +150,7 @@ class Decoder:
         values: Tensor,
     ) -> Tensor:
         q = self._kernels.rotary_store(
-            block.qkv(x), self.spec.head_shape, cos, sin, block.head_norms, keys, values, batch.slots
+            block.qkv(x), self._head_shape, cos, sin, block.head_norms, keys, values, batch.slots
         )
         out = self._kernels.attention.run(q, keys, values, batch.attention_plan, block.attention)
         return block.output(out.flatten(1))

@@ -116,12 +116,6 @@ class RotaryStore(Protocol):
         ...
 
 
-class GatedActivation(Protocol):
-    def __call__(self, gate_up: Tensor, kind: Activation) -> Tensor:
-        """gate_up [T, 2 F] -> activation(gate) * up [T, F], gate being the first half."""
-        ...
-
-
 class AttentionBackend(Protocol):
     """Attention over the pool in two phases: `plan` does the host work of a step once, `run` serves each layer."""
 
@@ -141,7 +135,6 @@ class KernelSet:
     rms_norm: RmsNorm
     add_rms_norm: AddRmsNorm
     rotary_store: RotaryStore
-    gated_activation: GatedActivation
     attention: AttentionBackend
     pack_linear: Callable[[Tensor, Tensor | None], LinearOp]
     reasons: dict[str, str]

@@ -61,6 +61,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, shape: HeadShape) -> Tensor:
 
 
 def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
+    """gate_up [T, 2 F] -> activation(gate) * up [T, F], gate being the first half."""
     gate, up = gate_up.chunk(2, dim=-1)
     match kind:
         case "silu":

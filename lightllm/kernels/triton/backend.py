@@ -6,7 +6,6 @@ import torch
 
 from lightllm.device.device import Device
 from lightllm.kernels.ops.contracts import HeadShape, KernelSet
-from lightllm.kernels.triton.activation import gated_activation
 from lightllm.kernels.triton.attention_backend import TritonAttention
 from lightllm.kernels.triton.linear_choice import tuned_table
 from lightllm.kernels.triton.linear_op import LinearPacker
@@ -42,7 +41,6 @@ def triton_kernels(device: Device, dtype: torch.dtype, shape: HeadShape) -> Kern
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,
         rotary_store=rotary_store,
-        gated_activation=gated_activation,
         attention=TritonAttention(shape, device.torch_device),
         pack_linear=LinearPacker(device.torch_device, device.name),
         reasons=reasons,
