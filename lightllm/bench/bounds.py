@@ -56,13 +56,11 @@ class ModelWork:
 
     @classmethod
     def of(cls, spec: DecoderSpec, dtype: torch.dtype) -> ModelWork:
-        q_size, kv_size = spec.num_q_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        attention = spec.hidden_size * (2 * q_size + 2 * kv_size)
         return cls(
-            block_params=spec.num_layers * (attention + 3 * spec.hidden_size * spec.ffn_size),
+            block_params=spec.num_layers * spec.layer_params,
             head_params=spec.vocab_size * spec.hidden_size,
             kv_bytes_per_token=spec.kv_layout(dtype).bytes_per_token,
-            flops_per_pair=4 * q_size * spec.num_layers,
+            flops_per_pair=4 * spec.num_q_heads * spec.head_dim * spec.num_layers,
             bytes_per_param=dtype.itemsize,
         )
 

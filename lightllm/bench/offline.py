@@ -70,7 +70,8 @@ def run_workload(
 
 
 def warm_up(pipeline: TokenPipeline, shape: WorkloadShape) -> None:
-    """A few tokens of the workload's kind, so that the first step's one-time work is not measured."""
+    """One-time work that is not to be measured: what a server does while idle, then a few tokens of the workload."""
+    pipeline.prepare()
     small = shape.scaled(min(shape.num_requests, 4), None, (2, 2) if shape.output_len[1] > 1 else (1, 1))
     pipeline.run(make_requests(small, pipeline.facts["vocab_size"], seed=987654321))
 

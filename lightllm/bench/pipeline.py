@@ -91,6 +91,11 @@ class TokenPipeline:
                 raise EngineError(f"{len(open_requests)} requests wait and nothing runs")
         return Run(generated, self._recorder.steps, time.perf_counter() - begun)
 
+    def prepare(self) -> None:
+        """Do what a server does while it is idle: capture the graphs that later steps would wait for."""
+        while self._recorder.prepare_next():
+            pass
+
     def close(self) -> None:
         """Give back the engine's thread and memory."""
         self._recorder.close()
@@ -139,6 +144,9 @@ class _Recorder:
         plan = self._plans.pop(ticket.step)
         self.steps.append(Step(shape_of(plan), StepWork.of(plan), plan.num_sequences, result.seconds))
         return result
+
+    def prepare_next(self) -> bool:
+        return self._engine.prepare_next()
 
     def close(self) -> None:
         self._engine.close()

@@ -66,7 +66,7 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
     activations = measure_step(frame, step_tokens) if device.is_cuda else 0
     budget = plan_pool(spec.kv_layout(dtype), settings.engine, device, max_running * limit, activations)
     max_len = min(limit, budget.tokens)
-    engine = frame.engine(budget.tokens, max_len, graphs=device.is_cuda)
+    engine = frame.engine(budget.tokens, max_len, graph_tokens=step_tokens if device.is_cuda else 0)
     resolved = (
         Resolved("device", f"{device.torch_device} ({device.name})", why_device),
         Resolved("dtype", str(dtype).removeprefix("torch."), why_dtype),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 
 from lightllm.device.device import Device
-from lightllm.engine.graphs import DecodeGraphs, GraphAttention
+from lightllm.engine.graphs import StepGraphs
 from lightllm.engine.rows import RowTables
 from lightllm.engine.runner import Engine
 from lightllm.errors import OutOfMemory
@@ -19,8 +18,6 @@ from lightllm.models.decoder import Decoder, DecoderSpec
 from lightllm.protocol.plan import OpenedRow, StepPlan
 from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.sampling.sampler import Sampler
-
-GRAPH_MAX_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +32,17 @@ class Frame:
     max_running: int
     threads: int | None
 
-    def engine(self, total_tokens: int, max_len: int, *, graphs: bool) -> Engine:
-        """An engine with a pool of `total_tokens` slots for sequences up to `max_len`."""
+    def engine(self, total_tokens: int, max_len: int, *, graph_tokens: int = 0) -> Engine:
+        """An engine with a pool of `total_tokens` slots for sequences up to `max_len`, and graphs for steps of up to
+        `graph_tokens` (0: none)."""
         where = self.device.torch_device
         pool = self._pool(total_tokens)
         rows = RowTables(self.max_running, max_len, total_tokens, where)
         sampler = Sampler(max_rows=self.max_running, vocab_size=self.spec.vocab_size, device=where)
-        decode_graphs = None
-        if graphs:
-            attention = cast(GraphAttention, self.kernels.attention)
-            most = min(self.max_running, GRAPH_MAX_BATCH)
-            decode_graphs = DecodeGraphs(self.model, pool, attention, rows, most, where)
-        return Engine(
-            self.model, pool, self.kernels, sampler, rows, self.device, threads=self.threads, graphs=decode_graphs
-        )
+        graphs = None
+        if graph_tokens:
+            graphs = StepGraphs(self.model, pool, self.kernels, rows, self.max_running, graph_tokens)
+        return Engine(self.model, pool, self.kernels, sampler, rows, self.device, threads=self.threads, graphs=graphs)
 
     def _pool(self, total_tokens: int) -> KvPool:
         layout = self.spec.kv_layout(self.dtype)
@@ -69,7 +63,7 @@ def measure_step(frame: Frame, step_tokens: int) -> int:
     lens = np.full(count, step_tokens // count, np.int32)
     lens[0] += step_tokens - int(lens.sum())
     try:
-        engine = frame.engine(step_tokens, int(lens[0]) + 1, graphs=False)
+        engine = frame.engine(step_tokens, int(lens[0]) + 1)
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

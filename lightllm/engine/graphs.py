@@ -1,147 +1,272 @@
-"""CUDA graphs for decode steps: one launch instead of some hundred, so that the host never holds up the device.
+"""CUDA graphs for steps: one launch instead of some hundred, so that the host never holds up the device.
 
-A graph covers a bucket of batch sizes; a smaller batch is padded with the spare row, whose KV goes to the spare
-slot. Graphs are captured when a bucket is first needed and share one memory pool. What varies from step to step
-(rows, positions, slots, the attention's work list) is written into buffers the graph reads.
+A graph covers a bucket, so many tokens of so many sequences. A smaller step is padded with the spare row, whose KV
+goes to the spare slot. What varies from step to step is written into one buffer that the graph reads:
 
-    inputs [4, B]  rows | positions | rope lengths | slots      ->  logits [B, vocab], greedy ids [B], bad [B]
+    inputs [n] int32    rows T | positions T | rope lengths T | slots T | wanted S | their rows S | positions S | items
+    decodes, T = S      ->  logits [S, vocab], token ids and bad flags [2, S]; ids noted in the history
+    chunks, T > S       ->  hidden states [S, H] of the wanted tokens
+
+Graphs are captured when they are needed, or before while there is nothing else to do, and share one memory pool.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lightllm.engine.rows import RowTables
-from lightllm.kernels.ops.contracts import SequenceLayout
+from lightllm.engine.rows import FlatTokens, RowTables
+from lightllm.kernels.ops.contracts import KernelSet, SequenceLayout
 from lightllm.kvcache.pool import KvPool
 from lightllm.models.decoder import Decoder, ForwardBatch
 
-BUCKETS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+DECODE_SIZES = (
+    *(1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128),
+    *(160, 192, 224, 256, 320, 384, 448, 512),
+)
+CHUNK_SEQUENCES = (8, 64, 256)
+LAUNCH_OPERATIONS = 2e11
+"""What a GPU could multiply and add while the host launches one layer's kernels (0.35 ms at 600 TFLOP/s): a graph of
+chunks pays while a layer takes less than that."""
 STAGING = 4
 """Host copies of the inputs in rotation: a copy under way is not overwritten."""
+ALIGNMENT = 16
+"""Each part of the inputs begins at a multiple of so many int32s: kernels load aligned arrays faster."""
 
 
 class GraphAttention(Protocol):
     """An attention backend whose plan can be rewritten in place."""
 
-    def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor) -> Any:
-        """Buffers whose `plan` goes to `run`."""
+    def buffer_size(self, max_sequences: int, max_tokens: int) -> int: ...
+
+    def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor, memory: Tensor) -> Any:
+        """Buffers whose `plan` goes to `run`; it is read from memory [`buffer_size`] int32."""
         ...
 
-    def plan_into(self, buffers: Any, layout: SequenceLayout) -> None: ...
+    def plan_into(self, buffers: Any, layout: SequenceLayout, host: NDArray[np.int32]) -> None:
+        """Write to `host` what is to be in the memory for this step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The most tokens and sequences of a bucket; equal numbers mean decodes only."""
+
+    tokens: int
+    sequences: int
+
+    @property
+    def decodes(self) -> bool:
+        return self.tokens == self.sequences
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeOutput:
-    """What a replayed graph leaves for S sequences; valid until the next replay of the same bucket."""
+    """What a graph of decodes leaves for N sequences, until it runs again: logits [N, vocab], rows and positions [N];
+    `chosen` [2, S] is as in `Sampled`, with padding after the first N."""
 
     logits: Tensor
-    greedy_ids: Tensor
-    bad: Tensor
+    chosen: Tensor
+    places: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOutput:
+    """Hidden states [N, H] of the wanted tokens, until the graph runs again, and their rows and positions [N]."""
+
+    hidden: Tensor
+    places: tuple[Tensor, Tensor]
+
+
+class _Inputs:
+    """A bucket's inputs on the device, as views of one buffer, and the host copies they come from."""
+
+    def __init__(self, size: Size, rows: RowTables, attention: GraphAttention, device: torch.device) -> None:
+        sizes = [size.tokens] * 4 + [size.sequences] * 3 + [attention.buffer_size(size.sequences, size.tokens)]
+        begins = np.cumsum([0] + [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes])
+        spans = [slice(int(begin), int(begin) + size) for begin, size in zip(begins, sizes, strict=False)]
+        total = int(begins[-1])
+        self._device = torch.zeros(total, dtype=torch.int32, device=device)
+        self._hosts = [torch.zeros(total, dtype=torch.int32, pin_memory=True) for _ in range(STAGING)]
+        self._views = [[host.numpy()[span] for span in spans] for host in self._hosts]
+        self._turn = 0
+        parts = [self._device[span] for span in spans]
+        self.rows, self.positions, self.rope_lens, self.slots, self.wanted, *places, memory = parts
+        self.places = (places[0], places[1])
+        self.attention = attention.make_buffers(size.sequences, size.tokens, rows.table, memory)
+
+    def next_host(self) -> list[NDArray[np.int32]]:
+        """The host views to fill for the next step: the seven arrays, then the attention's items."""
+        self._turn = (self._turn + 1) % STAGING
+        return self._views[self._turn]
+
+    def send(self) -> None:
+        self._device.copy_(self._hosts[self._turn], non_blocking=True)
 
 
 class _Bucket:
-    """One captured graph with its buffers."""
+    """A size with its inputs and, once captured, its graph and what that leaves."""
 
-    def __init__(self, size: int, rows: RowTables, attention: GraphAttention, device: torch.device) -> None:
+    def __init__(self, size: Size, inputs: _Inputs) -> None:
         self.size = size
-        self.inputs = torch.zeros(4, size, dtype=torch.int64, device=device)
-        self.staging = [torch.zeros(4, size, dtype=torch.int64, pin_memory=True) for _ in range(STAGING)]
-        self.turn = 0
-        self.buffers = attention.make_buffers(size, size, rows.table)
+        self.inputs = inputs
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.output: DecodeOutput | None = None
+        self.outputs: tuple[Tensor, ...] = ()
 
 
-class DecodeGraphs:
-    """Runs decode-only steps through graphs, for batches up to `max_batch`."""
+class StepGraphs:
+    """Runs steps through graphs where one fits: decodes of up to `max_sequences`, chunks of up to `max_tokens`."""
 
     def __init__(
-        self,
-        model: Decoder,
-        pool: KvPool,
-        attention: GraphAttention,
-        rows: RowTables,
-        max_batch: int,
-        device: torch.device,
+        self, model: Decoder, pool: KvPool, kernels: KernelSet, rows: RowTables, max_sequences: int, max_tokens: int
     ) -> None:
         self._model = model
         self._pool = pool
-        self._attention = attention
+        self._kernels = kernels
+        self._attention = cast(GraphAttention, kernels.attention)
         self._rows = rows
-        self._device = device
-        self._spare_slot = pool.total
-        self._sizes = [size for size in BUCKETS if size < max_batch] + [min(max_batch, BUCKETS[-1])]
-        self._buckets: dict[int, _Bucket] = {}
+        self._device = rows.table.device
+        self._decodes = list(_decode_sizes(max_sequences))
+        layer_tokens = int(LAUNCH_OPERATIONS / (2 * model.spec.layer_params))
+        self._chunks = list(_chunk_sizes(min(max_tokens, layer_tokens)))
+        self._buckets: dict[Size, _Bucket] = {}
+        self._wanted_before: set[Size] = set()
         self._memory: Any = None
         # Imported here, where there is a GPU: Triton is optional.
         from lightllm.kernels.triton.sampling_op import GreedyChooser
 
-        self._greedy = GreedyChooser(self._sizes[-1], device)
+        self._greedy = GreedyChooser(self._decodes[-1].sequences, self._device)
 
-    @property
-    def max_batch(self) -> int:
-        return self._sizes[-1]
-
-    def run(self, layout: SequenceLayout, slots: np.ndarray, rope_lens: np.ndarray) -> DecodeOutput:
-        """One decode step of S <= max_batch sequences: `layout` with lens of 1, slots [S], rope lengths [S]."""
+    def decode(
+        self, layout: SequenceLayout, slots: NDArray[np.int32], rope_lens: NDArray[np.int64]
+    ) -> DecodeOutput | None:
+        """A step of S sequences of one token each, all sampled; None when there is no graph for so many."""
         count = len(layout.rows)
-        bucket = self._bucket(next(size for size in self._sizes if size >= count))
-        self._write(bucket, layout, slots, rope_lens)
-        if bucket.graph is None:
-            self._capture(bucket)
-        assert bucket.graph is not None and bucket.output is not None
-        bucket.graph.replay()
-        output = bucket.output
-        return DecodeOutput(output.logits[:count], output.greedy_ids[:count], output.bad[:count])
+        size = next((size for size in self._decodes if size.sequences >= count), None)
+        if size is None:
+            return None
+        bucket = self._bucket(size)
+        self._write(bucket, layout, (layout.rows, layout.starts, rope_lens, slots))
+        self._replay(bucket)
+        logits, chosen = bucket.outputs
+        rows, positions = bucket.inputs.rows, bucket.inputs.positions
+        return DecodeOutput(logits[:count], chosen, (rows[:count], positions[:count]))
 
-    def _bucket(self, size: int) -> _Bucket:
+    def chunks(
+        self,
+        layout: SequenceLayout,
+        flat: FlatTokens,
+        slots: NDArray[np.int32],
+        wanted: NDArray[np.int64],
+    ) -> ChunkOutput | None:
+        """A step of any T tokens, of which those at wanted [N <= S] are needed; None when there is no graph for it.
+
+        The first step of a size gets None, too: capturing takes longer than a step, so it waits for a second one.
+        """
+        fits = (size for size in self._chunks if size.tokens >= len(slots) and size.sequences >= len(layout.rows))
+        size = next(fits, None)
+        if size is None:
+            return None
+        if size not in self._buckets and size not in self._wanted_before:
+            self._wanted_before.add(size)
+            return None
+        bucket = self._bucket(size)
+        tokens = (flat.rows, flat.positions, flat.rope_lens, slots)
+        self._write(bucket, layout, tokens, (wanted, flat.rows[wanted], flat.positions[wanted]))
+        self._replay(bucket)
+        rows, positions = bucket.inputs.places
+        return ChunkOutput(bucket.outputs[0][: len(wanted)], (rows[: len(wanted)], positions[: len(wanted)]))
+
+    def prepare_next(self) -> bool:
+        """Capture one graph that is missing. Returns False when there is none."""
+        size = next((size for size in (*self._decodes, *self._chunks) if size not in self._buckets), None)
+        if size is None:
+            return False
+        bucket = self._bucket(size)
+        nothing = np.empty(0, np.int32)
+        self._write(bucket, SequenceLayout(nothing, nothing, nothing), (nothing,) * 4)
+        self._capture(bucket)
+        return True
+
+    def _bucket(self, size: Size) -> _Bucket:
         if size not in self._buckets:
-            self._buckets[size] = _Bucket(size, self._rows, self._attention, self._device)
+            self._buckets[size] = _Bucket(size, _Inputs(size, self._rows, self._attention, self._device))
         return self._buckets[size]
 
-    def _write(self, bucket: _Bucket, layout: SequenceLayout, slots: np.ndarray, rope_lens: np.ndarray) -> None:
-        host = bucket.staging[bucket.turn]
-        bucket.turn = (bucket.turn + 1) % STAGING
-        count, view = len(layout.rows), host.numpy()
-        view[0, :count], view[0, count:] = layout.rows, self._rows.spare_row
-        view[1, :count], view[1, count:] = layout.starts, 0
-        view[2, :count], view[2, count:] = rope_lens, 1
-        view[3, :count], view[3, count:] = slots, self._spare_slot
-        bucket.inputs.copy_(host, non_blocking=True)
-        self._attention.plan_into(bucket.buffers, layout)
+    def _write(
+        self,
+        bucket: _Bucket,
+        layout: SequenceLayout,
+        tokens: tuple[NDArray[Any], ...],
+        wanted: tuple[NDArray[Any], ...] = (),
+    ) -> None:
+        """Send a step: rows, positions, rope lengths and slots [T]; wanted tokens, their rows and positions [N]."""
+        *arrays, items = bucket.inputs.next_host()
+        padding = (self._rows.spare_row, 0, 1, self._pool.total, 0, self._rows.spare_row, 0)
+        for array, values, rest in zip(arrays, (*tokens, *wanted), padding, strict=False):
+            array[: len(values)] = values
+            array[len(values) :] = rest
+        self._attention.plan_into(bucket.inputs.attention, layout, items)
+        bucket.inputs.send()
 
-    def _compute(self, bucket: _Bucket) -> DecodeOutput:
-        """What the graph records: from rows and positions to logits, greedy ids, and the ids' place in the history."""
-        rows, positions, rope_lens, slots = bucket.inputs.unbind()
-        self._rows.table[rows, positions] = slots.int()
+    def _replay(self, bucket: _Bucket) -> None:
+        if bucket.graph is None:
+            self._capture(bucket)
+        assert bucket.graph is not None
+        bucket.graph.replay()
+
+    def _compute(self, bucket: _Bucket) -> tuple[Tensor, ...]:
+        """What the graph records."""
+        inputs, rows = bucket.inputs, self._rows
+        ids = self._kernels.place_tokens(rows.history, rows.table, inputs.rows, inputs.positions, inputs.slots)
         batch = ForwardBatch(
-            token_ids=self._rows.history[rows, positions],
-            positions=positions,
-            rope_lens=rope_lens,
-            slots=slots,
-            wanted=None,
-            attention_plan=bucket.buffers.plan,
+            token_ids=ids,
+            positions=inputs.positions,
+            rope_lens=inputs.rope_lens,
+            slots=inputs.slots,
+            wanted=None if bucket.size.decodes else inputs.wanted,
+            attention_plan=inputs.attention.plan,
         )
-        logits = self._model.logits(self._model.forward(batch, self._pool))
-        greedy = self._greedy(logits, (self._rows.history, rows, positions))
-        return DecodeOutput(logits, greedy.ids, greedy.bad)
+        hidden = self._model.forward(batch, self._pool)
+        if not bucket.size.decodes:
+            return (hidden,)
+        logits = self._model.logits(hidden)
+        return logits, self._greedy(logits, (rows.history, inputs.rows, inputs.positions)).both
 
     def _capture(self, bucket: _Bucket) -> None:
-        """Run once outside (compiles kernels, settles allocations), then record. The inputs are those of this step:
-        running it more than once writes the same values to the same places."""
+        """Run once outside (compiles kernels, settles allocations), then record. The inputs are those of a step to
+        come or of none: running it more than once writes the same values to the same places."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):
             self._compute(bucket)
+            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+            bucket.outputs = self._compute(bucket)
+            graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
-            bucket.output = self._compute(bucket)
         self._memory = self._memory or graph.pool()
         bucket.graph = graph
+
+
+def _decode_sizes(max_sequences: int) -> Iterator[Size]:
+    """Buckets of decodes up to so many sequences, as far as the list goes."""
+    most = min(max_sequences, DECODE_SIZES[-1])
+    for count in (*(size for size in DECODE_SIZES if size < most), most):
+        yield Size(count, count)
+
+
+def _chunk_sizes(max_tokens: int) -> Iterator[Size]:
+    """Buckets of chunks up to so many tokens: four an octave, so that a fifth at most is padding, after a few small
+    ones."""
+    counts = [16, 32, 48, 64, *(quarter << octave for octave in range(4, 13) for quarter in (5, 6, 7, 8))]
+    for tokens in (*(count for count in counts if count < max_tokens), max_tokens):
+        for sequences in CHUNK_SEQUENCES:
+            if sequences < tokens:
+                yield Size(tokens, sequences)

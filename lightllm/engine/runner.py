@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightllm.device.device import Device
-from lightllm.engine.graphs import DecodeGraphs
+from lightllm.engine.graphs import StepGraphs
 from lightllm.engine.rows import FlatTokens, RowTables, last_tokens
-from lightllm.engine.transfer import Download, upload
+from lightllm.engine.transfer import Download, Downloads, upload
 from lightllm.kernels.ops.contracts import KernelSet, SequenceLayout
 from lightllm.kvcache.pool import KvPool
 from lightllm.models.decoder import Decoder, ForwardBatch
@@ -46,14 +46,14 @@ class Enqueued:
         elapsed = time.perf_counter() - self.begun
         if self.chosen is None:
             return StepResult(self.step, _NONE, _NONE, {}, prompts, {}, elapsed)
-        bad = np.flatnonzero(self.chosen.bad.numpy())
-        failed = {int(self.sampled[i]): "the model gave no finite logits" for i in bad}
+        token_ids, bad = self.chosen.chosen.numpy().copy()
+        failed = {int(self.sampled[i]): "the model gave no finite logits" for i in np.flatnonzero(bad)}
         counts = np.ones(len(self.sampled), np.int32)
         logprobs: dict[int, Logprobs] = {}
         if self.chosen.logprobs is not None:
             for i, (index, count) in enumerate(zip(self.chosen.logprob_rows, self.chosen.logprob_counts, strict=True)):
                 logprobs[int(index)] = _logprobs(self.chosen.logprobs, slice(i, i + 1), int(count))
-        return StepResult(self.step, self.chosen.token_ids.numpy(), counts, logprobs, prompts, failed, elapsed)
+        return StepResult(self.step, token_ids, counts, logprobs, prompts, failed, elapsed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Engine:
         device: Device,
         *,
         threads: int | None = None,
-        graphs: DecodeGraphs | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self._model = model
         self._pool = pool
@@ -86,6 +86,7 @@ class Engine:
         self._rows = rows
         self._device = device.torch_device
         self._graphs = graphs
+        self._downloads = Downloads(self._device)
         self._wanted_prompt_logprobs: dict[int, int] = {}
         self._finished = 0.0
         self._thread: ThreadPoolExecutor | None = None
@@ -108,6 +109,14 @@ class Engine:
         self._finished = finished
         return replace(result, seconds=alone)
 
+    @torch.inference_mode()
+    def prepare_next(self) -> bool:
+        """Use idle time: prepare something that a later step would have to wait for. Returns False when all is ready.
+
+        No step may be in flight.
+        """
+        return self._graphs is not None and self._graphs.prepare_next()
+
     def close(self) -> None:
         """Wait for what was launched and end."""
         if self._thread is not None:
@@ -118,42 +127,53 @@ class Engine:
         begun = time.perf_counter()
         self._open_rows(plan)
         sampled = np.flatnonzero(plan.sampled)
-        lengths = (plan.starts + plan.lens)[sampled].astype(np.int64)
-        sampling = self._sampler.prepare(plan.rows[sampled], lengths.astype(np.int32))
-        if self._graphs is not None and _only_decodes(plan) and len(plan.rows) <= self._graphs.max_batch:
-            return self._replay(plan, self._graphs, sampled, lengths, sampling, begun)
+        lengths = plan.starts + plan.lens
+        sampling = self._sampler.prepare(plan.rows[sampled], lengths[sampled])
+        if self._graphs is not None and not plan.prompt_logprobs.any():
+            done = self._enqueue_graph(plan, self._graphs, sampled, lengths, sampling, begun)
+            if done is not None:
+                return done
         scored = self._scored_tokens(plan)
-        batch, rows, positions = self._batch(plan, sampled, lengths, scored)
+        batch, places = self._batch(plan, sampled, scored)
         hidden = self._model.forward(batch, self._pool)
-        download = Download(self._device)
+        download = self._downloads.open()
         prompts = self._score_prompts(plan, hidden[len(sampled) :], scored, download)
-        chosen = None
-        if len(sampled):
-            chosen = self._sample(hidden[: len(sampled)], sampling, rows, positions, download)
+        chosen = self._sample(hidden[: len(sampled)], sampling, places, download) if len(sampled) else None
         download.seal()
         return Enqueued(plan.step, sampled, download, begun, chosen, prompts)
 
-    def _replay(
+    def _enqueue_graph(
         self,
         plan: StepPlan,
-        graphs: DecodeGraphs,
+        graphs: StepGraphs,
         sampled: Int64,
-        lengths: Int64,
+        lengths: Int32,
         sampling: SamplingBatch,
         begun: float,
-    ) -> Enqueued:
-        """A step of decodes only, through a captured graph; greedy ids come out of the graph itself."""
+    ) -> Enqueued | None:
+        """A step through a captured graph, if one fits; greedy ids of decodes come out of the graph itself."""
         layout = SequenceLayout(plan.rows, plan.starts, plan.lens)
-        rope_lens = np.maximum(lengths, self._rows.prompt_lens(plan.rows))
-        output = graphs.run(layout, plan.slots, rope_lens)
-        download = Download(self._device)
-        if sampling.plain_greedy:
-            chosen = Sampled(output.greedy_ids, output.bad, None, sampling.logprob_rows, sampling.logprob_counts)
+        chosen = None
+        if len(sampled) == len(plan.slots):
+            rope_lens = np.maximum(lengths, self._rows.prompt_lens(plan.rows))
+            output = graphs.decode(layout, plan.slots, rope_lens)
+            if output is None:
+                return None
+            download = self._downloads.open()
+            if sampling.plain_greedy:
+                host = download.add(output.chosen)[:, : len(sampled)]
+                chosen = Sampled(host, None, sampling.logprob_rows, sampling.logprob_counts)
+            else:
+                chosen = self._sampler.sample(output.logits, sampling, self._rows.history, output.places)
+                chosen = _send_sampled(chosen, download)
         else:
-            chosen = self._sampler.sample(output.logits, sampling, self._rows.history)
-            rows, positions = upload([plan.rows.astype(np.int64), lengths], self._device)
-            self._rows.history[rows, positions] = chosen.token_ids
-        chosen = _send_sampled(chosen, download)
+            flat = FlatTokens(plan, self._rows.prompt_lens(plan.rows))
+            chunks = graphs.chunks(layout, flat, plan.slots, last_tokens(plan)[sampled])
+            if chunks is None:
+                return None
+            download = self._downloads.open()
+            if len(sampled):
+                chosen = self._sample(chunks.hidden, sampling, chunks.places, download)
         download.seal()
         return Enqueued(plan.step, sampled, download, begun, chosen)
 
@@ -176,42 +196,36 @@ class Engine:
         return scored
 
     def _batch(
-        self, plan: StepPlan, sampled: Int64, lengths: Int64, scored: dict[int, Int64]
-    ) -> tuple[ForwardBatch, Tensor, Tensor]:
-        """The step's tensors, and row and position [N] of each token that will be sampled.
+        self, plan: StepPlan, sampled: Int64, scored: dict[int, Int64]
+    ) -> tuple[ForwardBatch, tuple[Tensor, Tensor]]:
+        """The step's tensors, and row and position [N] of each token after which one is sampled.
 
         The hidden states wanted are those of sampled tokens first, then those that score prompts.
         """
         flat = FlatTokens(plan, self._rows.prompt_lens(plan.rows))
-        wanted = np.concatenate([last_tokens(plan)[sampled], *scored.values()])
-        arrays = [
-            flat.rows,
-            flat.positions,
-            flat.rope_lens,
-            plan.slots.astype(np.int64),
-            wanted,
-            plan.rows[sampled].astype(np.int64),
-            lengths,
-        ]
-        rows, positions, rope_lens, slots, wanted_ids, new_rows, new_positions = upload(arrays, self._device)
-        self._rows.table[rows, positions] = slots.int()
-        layout = SequenceLayout(plan.rows, plan.starts, plan.lens)
+        last = last_tokens(plan)[sampled]
+        wanted = np.concatenate([last, *scored.values()])
+        slots = plan.slots.astype(np.int64)
+        arrays = [flat.rows, flat.positions, flat.rope_lens, slots, wanted, flat.rows[last], flat.positions[last]]
+        rows, positions, rope_lens, on_device, wanted_ids, *places = upload(arrays, self._device)
+        ids = self._kernels.place_tokens(self._rows.history, self._rows.table, rows, positions, on_device)
         batch = ForwardBatch(
-            token_ids=self._rows.history[rows, positions],
+            token_ids=ids,
             positions=positions,
             rope_lens=rope_lens,
-            slots=slots,
+            slots=on_device,
             wanted=wanted_ids,
-            attention_plan=self._kernels.attention.plan(layout, self._rows.table),
+            attention_plan=self._kernels.attention.plan(
+                SequenceLayout(plan.rows, plan.starts, plan.lens), self._rows.table
+            ),
         )
-        return batch, new_rows, new_positions
+        return batch, (places[0], places[1])
 
     def _sample(
-        self, hidden: Tensor, sampling: SamplingBatch, rows: Tensor, positions: Tensor, download: Download
+        self, hidden: Tensor, sampling: SamplingBatch, places: tuple[Tensor, Tensor], download: Download
     ) -> Sampled:
         """Choose the next tokens, leave them on the device for the next step, and send them to the host."""
-        chosen = self._sampler.sample(self._model.logits(hidden), sampling, self._rows.history)
-        self._rows.history[rows, positions] = chosen.token_ids
+        chosen = self._sampler.sample(self._model.logits(hidden), sampling, self._rows.history, places)
         return _send_sampled(chosen, download)
 
     def _score_prompts(
@@ -235,18 +249,14 @@ _ALL = slice(None)
 
 def _logprobs(tensors: LogprobTensors, rows: slice = _ALL, most: int | None = None) -> Logprobs:
     """Host tensors of P positions as arrays, with at most `most` likeliest tokens each."""
-    chosen, ranks = tensors.chosen[rows].numpy(), tensors.ranks[rows].numpy()
-    return Logprobs(chosen, ranks, tensors.top_ids[rows, :most].numpy(), tensors.top_values[rows, :most].numpy())
-
-
-def _only_decodes(plan: StepPlan) -> bool:
-    return bool(plan.sampled.all()) and len(plan.slots) == len(plan.rows) and not plan.prompt_logprobs.any()
+    parts = (tensors.chosen[rows], tensors.ranks[rows], tensors.top_ids[rows, :most], tensors.top_values[rows, :most])
+    return Logprobs(*(part.numpy().copy() for part in parts))
 
 
 def _send_sampled(chosen: Sampled, download: Download) -> Sampled:
     """The same outcome with its tensors on their way to the host."""
     logprobs = None if chosen.logprobs is None else _send(chosen.logprobs, download)
-    return replace(chosen, token_ids=download.add(chosen.token_ids), bad=download.add(chosen.bad), logprobs=logprobs)
+    return replace(chosen, chosen=download.add(chosen.chosen), logprobs=logprobs)
 
 
 def _send(tensors: LogprobTensors, download: Download) -> LogprobTensors:

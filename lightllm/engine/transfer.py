@@ -11,6 +11,11 @@ from torch import Tensor
 
 Int64 = NDArray[np.int64]
 
+STEPS = 8
+"""Downloads that may be open at once."""
+BLOCK_BYTES = 1 << 16
+ALIGNMENT = 16
+
 
 def upload(arrays: Sequence[Int64], device: torch.device) -> list[Tensor]:
     """Integer arrays on the device, in one asynchronous copy."""
@@ -21,16 +26,26 @@ def upload(arrays: Sequence[Int64], device: torch.device) -> list[Tensor]:
 
 
 class Download:
-    """Tensors on their way to the host. `wait` returns when all have arrived."""
+    """Tensors on their way to the host. `wait` returns when all have arrived; what `add` gave may be overwritten
+    after the next `STEPS` - 1 downloads. On a CPU the tensors stay where they are."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._event = torch.cuda.Event() if device.type == "cuda" else None
+    __slots__ = ("_block", "_event", "_used")
+
+    def __init__(self, block: Tensor | None, event: torch.cuda.Event | None) -> None:
+        self._block = block
+        self._event = event
+        self._used = 0
 
     def add(self, tensor: Tensor) -> Tensor:
         """The host copy of `tensor`; its values are there after `wait`."""
-        if self._event is None:
+        if self._block is None:
             return tensor
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        end = self._used + tensor.nbytes
+        if end <= BLOCK_BYTES:
+            host = self._block[self._used : end].view(tensor.dtype).view(tensor.shape)
+            self._used = -(-end // ALIGNMENT) * ALIGNMENT
+        else:
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
     def seal(self) -> None:
@@ -41,3 +56,18 @@ class Download:
     def wait(self) -> None:
         if self._event is not None:
             self._event.synchronize()
+
+
+class Downloads:
+    """Opens downloads to one host; their pinned memory and events are made once and used in turn."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._slots: list[tuple[Tensor | None, torch.cuda.Event | None]] = [(None, None)]
+        if device.type == "cuda":
+            blocks = torch.empty(STEPS, BLOCK_BYTES, dtype=torch.uint8, pin_memory=True)
+            self._slots = [(block, torch.cuda.Event()) for block in blocks]
+        self._turn = 0
+
+    def open(self) -> Download:
+        self._turn = (self._turn + 1) % len(self._slots)
+        return Download(*self._slots[self._turn])

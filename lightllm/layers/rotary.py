@@ -86,16 +86,17 @@ class RotaryAngles:
         self._device = device
         self._scale = 1.0
         if config.length_dependent:
-            self._tables: tuple[Tensor, Tensor] | None = None
+            self._table: Tensor | None = None
             return
         inverse, self._scale = inverse_frequencies(config)
-        self._tables = self._cos_sin(torch.arange(max_len, dtype=torch.float32)[:, None] * inverse)
+        # [max_len, R]: cos and sin side by side, found by one lookup
+        self._table = torch.cat(self._cos_sin(torch.arange(max_len, dtype=torch.float32)[:, None] * inverse), dim=1)
 
     def __call__(self, positions: Tensor, rope_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [T] int64; rope_lens [T]: the sequence length each token was first computed at."""
-        if self._tables is not None:
-            cos, sin = self._tables
-            return cos[positions], sin[positions]
+        """positions [T] integers; rope_lens [T]: the sequence length each token was first computed at."""
+        if self._table is not None:
+            cos, sin = self._table.index_select(0, positions).chunk(2, dim=1)
+            return cos, sin
         inverse = dynamic_frequencies(self._config, rope_lens)  # [tokens, R/2]
         return self._cos_sin(positions.float()[:, None] * inverse)
 

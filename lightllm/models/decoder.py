@@ -49,6 +49,12 @@ class DecoderSpec:
         return HeadShape(self.num_q_heads, self.num_kv_heads, self.head_dim, self.rope.rotary_dim)
 
     @property
+    def layer_params(self) -> int:
+        """Weights of a layer's matrix products."""
+        attention = 2 * self.hidden_size * (self.num_q_heads + self.num_kv_heads) * self.head_dim
+        return attention + 3 * self.hidden_size * self.ffn_size
+
+    @property
     def longest_context(self) -> int:
         """Positions the model is made for, stretched by its rope scaling."""
         return max(self.max_position, self.rope.stretched_positions)
@@ -132,7 +138,7 @@ class Decoder:
             x = kernels.add_rms_norm(x, residual, block.ffn_norm, eps)
             x = block.down(block.gate_up.gated(x, self.spec.activation))
         if batch.wanted is not None:
-            x, residual = x[batch.wanted], residual[batch.wanted]
+            x, residual = x.index_select(0, batch.wanted), residual.index_select(0, batch.wanted)
         return kernels.add_rms_norm(x, residual, self._norm, eps)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -44,6 +44,9 @@ class BadWords:
         longer = tuple(word for word in possible if len(word) > 1)
         self._words.set(opened.row, _Words(single, longer) if possible else None)
 
+    def concerns(self, row: int) -> bool:
+        return self._words.has(row)
+
     def plan(self, batch: HostBatch, transfer: Transfer) -> LogitsEdit | None:
         indices, words = self._words.find(batch.rows)
         if not words:

@@ -24,6 +24,9 @@ class AllowedTokens:
         allowed = opened.params.allowed_token_ids
         self._allowed.set(opened.row, None if allowed is None else ids_within(allowed, self._vocab_size))
 
+    def concerns(self, row: int) -> bool:
+        return self._allowed.has(row)
+
     def plan(self, batch: HostBatch, transfer: Transfer) -> LogitsEdit | None:
         indices, ids = self._allowed.find(batch.rows)
         if not ids:
@@ -44,6 +47,9 @@ class MinTokens:
         ends = ids_within([*opened.eos_ids, *params.stop_token_ids], self._vocab_size)
         wanted = params.min_tokens > 0 and len(ends) > 0
         self._ends.set(opened.row, (opened.prompt_len + params.min_tokens, ends) if wanted else None)
+
+    def concerns(self, row: int) -> bool:
+        return self._ends.has(row)
 
     def plan(self, batch: HostBatch, transfer: Transfer) -> LogitsEdit | None:
         indices, ends = self._ends.find(batch.rows)

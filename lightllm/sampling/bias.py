@@ -25,6 +25,9 @@ class LogitBias:
         values = np.array([bias[int(token)] for token in ids], np.float32)
         self._biases.set(opened.row, (ids, values) if len(ids) else None)
 
+    def concerns(self, row: int) -> bool:
+        return self._biases.has(row)
+
     def plan(self, batch: HostBatch, transfer: Transfer) -> LogitsEdit | None:
         indices, biases = self._biases.find(batch.rows)
         if not biases:

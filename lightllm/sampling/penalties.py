@@ -45,6 +45,9 @@ class Penalties:
         idle = (penalty.repetition, penalty.presence, penalty.frequency) == (1.0, 0.0, 0.0)
         self._penalties.set(opened.row, None if idle else penalty)
 
+    def concerns(self, row: int) -> bool:
+        return self._penalties.has(row)
+
     def plan(self, batch: HostBatch, transfer: Transfer) -> LogitsEdit | None:
         indices, penalties = self._penalties.find(batch.rows)
         if not penalties:

@@ -34,8 +34,12 @@ from lightllm.sampling.weights import MAX_VOCAB_SIZE
 
 __all__ = ["LogprobTensors", "Sampled", "Sampler", "SamplingBatch", "TokenMasks"]
 
-Choose = Callable[[Tensor, DrawPlan | None], tuple[Tensor, Tensor]]
-"""Edited logits [N, vocab], which may be overwritten, and the draw: token ids [N] int32, bad flags [N] bool."""
+Places = tuple[Tensor, Tensor]
+"""Row of the history [N] and position [N] of each row's last known token, on the device; the chosen one follows it."""
+
+Choose = Callable[[Tensor, DrawPlan | None, Tensor, Places | None], Tensor]
+"""Edited logits [N, vocab], which may be overwritten, the draw, and the history with the places where ids are noted:
+token ids and bad flags [2, N] int32."""
 
 NO_LOGPROBS = -1
 
@@ -60,27 +64,37 @@ class SamplingBatch:
         return self.draw is None and not self.edits and self.logprob_indices is None
 
 
+_PLAIN = SamplingBatch((), None, np.empty(0, np.int32), np.empty(0, np.int32), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """The outcome of a batch, tensors on the device.
 
-    token_ids [N] int32; bad [N] bool: after the stages the row has a NaN, a positive infinity or no token left, and
-    its id 0 means nothing. `logprobs`, when some row wants them, has one entry for each of `logprob_rows` and as many
-    likeliest tokens as the largest of `logprob_counts`: a reader takes the first logprob_counts[i].
+    chosen [2, N] int32: token ids, and flags of bad rows, which after the stages have a NaN, a positive infinity or no
+    token left, and whose id 0 means nothing. `logprobs`, when some row wants them, has one entry for each of
+    `logprob_rows` and as many likeliest tokens as the largest of `logprob_counts`: a reader takes the first
+    logprob_counts[i].
     """
 
-    token_ids: Tensor
-    bad: Tensor
+    chosen: Tensor
     logprobs: LogprobTensors | None
     logprob_rows: Int32
     logprob_counts: Int32
+
+    @property
+    def token_ids(self) -> Tensor:
+        return self.chosen[0]
+
+    @property
+    def bad(self) -> Tensor:
+        return self.chosen[1] != 0
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Sampled:
         """The same with `function` applied to each tensor, for instance a copy to the host."""
         return replace(
             self,
-            token_ids=function(self.token_ids),
-            bad=function(self.bad),
+            chosen=function(self.chosen),
             logprobs=self.logprobs and self.logprobs.map(function),
         )
 
@@ -104,6 +118,7 @@ class Sampler:
         )
         self._draws = DrawParameters(max_rows, vocab_size, device)
         self._logprobs = np.full(max_rows, NO_LOGPROBS, np.int32)
+        self._plain = np.zeros(max_rows, np.bool_)
 
     def open(self, opened: OpenedRow) -> None:
         """A row begins to belong to a request, new or preempted before."""
@@ -112,9 +127,13 @@ class Sampler:
         self._draws.open(opened)
         wanted = opened.params.logprobs
         self._logprobs[opened.row] = NO_LOGPROBS if wanted is None else wanted
+        changed = any(stage.concerns(opened.row) for stage in self._stages)
+        self._plain[opened.row] = opened.params.greedy and wanted is None and not changed
 
     def prepare(self, rows: Int32, lengths: Int32) -> SamplingBatch:
         """Plan a batch of rows [N], of each of which lengths [N] tokens will be known when it is sampled."""
+        if self._plain[rows].all():
+            return _PLAIN
         batch = HostBatch(rows, lengths)
         transfer = Transfer(self._device)
         edits = [stage.plan(batch, transfer) for stage in self._stages]
@@ -131,10 +150,18 @@ class Sampler:
         return prepared
 
     @torch.no_grad()
-    def sample(self, logits: Tensor, batch: SamplingBatch, history: Tensor, masks: TokenMasks | None = None) -> Sampled:
+    def sample(
+        self,
+        logits: Tensor,
+        batch: SamplingBatch,
+        history: Tensor,
+        places: Places | None = None,
+        masks: TokenMasks | None = None,
+    ) -> Sampled:
         """Choose a token for each row of logits [N, vocab] (any float dtype; may be overwritten).
 
-        `history` [max_rows, max_len] int32 holds each row's known tokens. `masks` are this step's grammar masks.
+        `history` [max_rows, max_len] int32 holds each row's known tokens; the chosen ones are noted in it if `places`
+        says where. `masks` are this step's grammar masks.
         """
         unchanged = batch.draw is None and not batch.edits and masks is None
         if batch.edits or masks is not None or not logits.is_cuda:
@@ -145,11 +172,11 @@ class Sampler:
             apply_masks(logits, masks, Transfer(self._device))
         for edit in batch.edits:
             edit.apply(logits, history)
-        token_ids, bad = self._choose(logits, batch.draw)
+        chosen = self._choose(logits, batch.draw, history, places)
         logprobs = None
         if raw is not None and batch.logprob_indices is not None:
-            logprobs = score(raw, token_ids[batch.logprob_indices.tensor], int(batch.logprob_counts.max()))
-        return Sampled(token_ids, bad, logprobs, batch.logprob_rows, batch.logprob_counts)
+            logprobs = score(raw, chosen[0, batch.logprob_indices.tensor], int(batch.logprob_counts.max()))
+        return Sampled(chosen, logprobs, batch.logprob_rows, batch.logprob_counts)
 
     @torch.no_grad()
     def prompt_logprobs(self, logits: Tensor, targets: Tensor, k: int) -> LogprobTensors:
@@ -169,14 +196,15 @@ def _raw_rows(logits: Tensor, batch: SamplingBatch, unchanged: bool) -> Tensor |
 def _choose_on_cuda(max_rows: int, device: torch.device) -> Choose:
     """The kernels that do the same as `_choose` in a few launches, and read logits of any float dtype."""
     if find_spec("triton") is None:
-        return lambda logits, plan: _choose(logits.float().contiguous(), plan)
+        return lambda logits, plan, *noted: _choose(logits.float().contiguous(), plan, *noted)
     from lightllm.kernels.triton.sampling_op import Chooser, DrawInputs
 
     chooser = Chooser(max_rows, device)
 
-    def choose(logits: Tensor, plan: DrawPlan | None) -> tuple[Tensor, Tensor]:
+    def choose(logits: Tensor, plan: DrawPlan | None, history: Tensor, places: Places | None) -> Tensor:
+        noted = None if places is None else (history, *places)
         if plan is None:
-            return chooser(logits, None)
+            return chooser(logits, None, noted)
         inputs = DrawInputs(
             indices=None if plan.indices is None else plan.indices.tensor,
             temperature=plan.temperature.tensor,
@@ -186,13 +214,13 @@ def _choose_on_cuda(max_rows: int, device: torch.device) -> Choose:
             uniforms=plan.uniforms.tensor,
             filtered=plan.filtered,
         )
-        return chooser(logits, inputs)
+        return chooser(logits, inputs, noted)
 
     return choose
 
 
-def _choose(logits: Tensor, plan: DrawPlan | None) -> tuple[Tensor, Tensor]:
-    """Token ids [N] int32 and bad flags [N] bool from edited logits [N, vocab], which are overwritten."""
+def _choose(logits: Tensor, plan: DrawPlan | None, history: Tensor, places: Places | None) -> Tensor:
+    """Token ids and bad flags [2, N] int32 from edited logits [N, vocab], which are overwritten."""
     ids, best = _argmax(logits)
     bad = ~best.isfinite()
     if plan is not None and plan.indices is None:
@@ -200,7 +228,11 @@ def _choose(logits: Tensor, plan: DrawPlan | None) -> tuple[Tensor, Tensor]:
     elif plan is not None and plan.indices is not None:
         drawn = plan.indices.tensor
         ids = ids.index_copy(0, drawn, draw(logits[drawn], best[drawn, None], plan))
-    return ids.masked_fill(bad, 0).int(), bad
+    chosen = torch.stack([ids.masked_fill(bad, 0).int(), bad.int()])
+    if places is not None:
+        rows, positions = places
+        history[rows, positions + 1] = chosen[0]
+    return chosen
 
 
 def _argmax(logits: Tensor) -> tuple[Tensor, Tensor]:

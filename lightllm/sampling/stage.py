@@ -44,6 +44,9 @@ class LogitsStage(Protocol):
     def open(self, opened: OpenedRow) -> None:
         """A row begins to belong to a request; what the stage knew of the row is forgotten."""
 
+    def concerns(self, row: int) -> bool:
+        """Whether the request that the row belongs to uses this feature."""
+
     def plan(self, batch: HostBatch, transfer: Transfer) -> LogitsEdit | None:
         """The work for this batch, its arrays added to `transfer`; None when there is nothing to do."""
 
@@ -60,6 +63,9 @@ class PerRow(Generic[Value]):
         self._values.pop(row, None)
         if value is not None:
             self._values[row] = value
+
+    def has(self, row: int) -> bool:
+        return bool(self._present[row])
 
     def find(self, rows: Int32) -> tuple[Int64, list[Value]]:
         """Indices [F] into `rows` of those that have a value, and the values."""

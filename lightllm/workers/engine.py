@@ -145,7 +145,7 @@ class EngineLoop:
             if not self.step() and not self._leaving:
                 if self._meters is not None:
                     self._meters.read()
-                poller.wait(IDLE_SECONDS)
+                poller.wait(0 if self._engine.prepare_next() else IDLE_SECONDS)
         self._engine.close()
 
     def step(self) -> bool:

@@ -110,13 +110,16 @@ def test_buffers_serve_step_after_step(shape, device):
     backend = TritonAttention(shape, device)
     params = make_params("plain", shape, device)
     buffers = None
-    for starts in ([3, 300, 90], [8], [700, 1]):
+    for starts in ([3, 300, 90], [4, 301, 91], [5, 302, 92], [8], [700, 1]):
         layout, q, k_cache, v_cache, table = make_step(starts, [1] * len(starts), shape, device, torch.float32)
         if buffers is None:
             whole = torch.zeros(5, 1024, dtype=torch.int32, device=device)
-            buffers = backend.make_buffers(4, 4, whole)
+            host = np.empty(backend.buffer_size(4, 4), np.int32)
+            memory = torch.empty(len(host), dtype=torch.int32, device=device)
+            buffers = backend.make_buffers(4, 4, whole, memory)
         whole[: table.shape[0], : table.shape[1]] = table
-        backend.plan_into(buffers, layout)
+        backend.plan_into(buffers, layout, host)
+        memory.copy_(torch.from_numpy(host))
         actual = backend.run(q, k_cache, v_cache, buffers.plan, params)
         assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
 
@@ -126,8 +129,11 @@ def test_buffers_may_hold_chunks_too(device):
     backend = TritonAttention(shape, device)
     params = make_params("plain", shape, device)
     layout, q, k_cache, v_cache, table = make_step([128, 0, 5, 64], [1, 41, 1, 17], shape, device, torch.float32)
-    buffers = backend.make_buffers(8, 64, table)
-    backend.plan_into(buffers, layout)
+    host = np.empty(backend.buffer_size(8, 64), np.int32)
+    memory = torch.empty(len(host), dtype=torch.int32, device=device)
+    buffers = backend.make_buffers(8, 64, table, memory)
+    backend.plan_into(buffers, layout, host)
+    memory.copy_(torch.from_numpy(host))
     actual = backend.run(q, k_cache, v_cache, buffers.plan, params)
     assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
 

@@ -7,7 +7,7 @@ import torch
 
 from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
 from lightllm.kernels.reference import pointwise as reference
-from lightllm.kernels.triton import activation, norm, rotary
+from lightllm.kernels.triton import activation, norm, rotary, tokens
 
 SIZES = [(0, 64), (1, 1), (1, 64), (3, 97), (5, 513), (2, 1025)]
 
@@ -95,3 +95,15 @@ def test_rotary_store_with_many_tokens_uses_larger_programs(device):
     actual = rotary.rotary_store(qkv, shape, angles.cos(), angles.sin(), None, *caches[2:], slots)
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(caches[2:], caches[:2])
+
+
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("count", [0, 1, 128, 129])
+def test_tokens_are_placed_and_read(count, index_dtype, device):
+    history = torch.randint(0, 1000, (5, 70), dtype=torch.int32, device=device)
+    tables = [torch.zeros(5, 70, dtype=torch.int32, device=device) for _ in range(2)]
+    places = torch.randperm(5 * 70, device=device)[:count]
+    indices = [(places // 70).to(index_dtype), (places % 70).to(index_dtype), torch.arange(count, device=device) + 7]
+    expected = reference.place_tokens(history, tables[0], *indices)
+    torch.testing.assert_close(tokens.place_tokens(history, tables[1], *indices), expected, rtol=0, atol=0)
+    torch.testing.assert_close(tables[1], tables[0], rtol=0, atol=0)

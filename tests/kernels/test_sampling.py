@@ -52,20 +52,24 @@ def plan_of(params: list[dict[str, Any]], size: int, device: torch.device, posit
     return plan
 
 
-def choose(logits: Tensor, plan: DrawPlan | None) -> tuple[Tensor, Tensor]:
-    before = logits.clone()
-    chosen = sampler._choose_on_cuda(max(1, len(logits)), logits.device)(logits, plan)
+def choose(logits: Tensor, plan: DrawPlan | None) -> Tensor:
+    """What the kernels choose; the logits stay, and the history gets the ids after each row's last token."""
+    before, count = logits.clone(), len(logits)
+    history = torch.full((count + 2, 7), -1, dtype=torch.int32, device=logits.device)
+    rows, positions = torch.arange(count, device=logits.device) + 1, torch.arange(count, device=logits.device) % 6
+    chosen = sampler._choose_on_cuda(max(1, count), logits.device)(logits, plan, history, (rows, positions))
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
+    expected = torch.full_like(history, -1)
+    expected[rows, positions + 1] = chosen[0]
+    torch.testing.assert_close(history, expected)
     return chosen
 
 
 def check(logits: Tensor, params: list[dict[str, Any]], positions: int = 1) -> None:
     for position in range(1, positions + 1):
         plan = plan_of(params, logits.shape[1], logits.device, position)
-        expected = sampler._choose(logits.float().clone(), plan)
-        actual = choose(logits, plan)
-        assert [t.dtype for t in actual] == [torch.int32, torch.bool]
-        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        expected = sampler._choose(logits.float().clone(), plan, logits, None)
+        torch.testing.assert_close(choose(logits, plan), expected, rtol=0, atol=0)
 
 
 def test_the_weights_have_the_reference_scale():
@@ -105,7 +109,7 @@ def test_rows_with_nan_infinity_or_nothing_left_are_bad_and_alone(device):
     logits[6, 7] = float("-inf")
     for params in (GREEDY, {}, {"top_k": 3, "top_p": 0.8}):
         check(logits, [params] * 8)
-    assert choose(logits, None)[1].tolist() == [False, True, True, True, True, False, False, False]
+    assert choose(logits, None)[1].tolist() == [0, 1, 1, 1, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("size", [1, 97, 1025, 2051])

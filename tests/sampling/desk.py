@@ -53,7 +53,7 @@ class Desk:
         """Sample once without appending; the logits given are left as they are."""
         chosen = np.array(range(len(logits)) if rows is None else rows, np.int32)
         batch = self.sampler.prepare(chosen, self.lengths[chosen])
-        return self.sampler.sample(logits.clone(), batch, self.history, masks)
+        return self.sampler.sample(logits.clone(), batch, self.history, masks=masks)
 
     def step(self, logits: Tensor, rows: Sequence[int] | None = None) -> list[int]:
         """Sample and append, as an engine does."""

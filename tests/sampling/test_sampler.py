@@ -235,6 +235,7 @@ def test_arrays_sent_in_one_buffer_arrive_as_they_were() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_gpu_draws_the_same_tokens_and_nobody_waits() -> None:
     mix: list[dict[str, Any]] = [
         EVERYTHING,

@@ -110,8 +110,18 @@ class RotaryStore(Protocol):
     ) -> Tensor:
         """Head norms, rotation and the write into the KV pool in one go.
 
-        qkv [T, (Hq + 2 Hk) D]; cos, sin [T, R/2] float32; caches [N, Hk, D]; slots [T] int64.
+        qkv [T, (Hq + 2 Hk) D]; cos, sin [T, R/2] float32, rows of which may be strided; caches [N, Hk, D];
+        slots [T] integers.
         Returns the queries [T, Hq, D]; keys and values are in the pool afterwards.
+        """
+        ...
+
+
+class PlaceTokens(Protocol):
+    def __call__(self, history: Tensor, table: Tensor, rows: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+        """table[rows, positions] = slots in place; returns history[rows, positions].
+
+        history, table [rows, max_len] int32; rows, positions, slots [T] integers. Returns token ids [T] int32.
         """
         ...
 
@@ -135,6 +145,7 @@ class KernelSet:
     rms_norm: RmsNorm
     add_rms_norm: AddRmsNorm
     rotary_store: RotaryStore
+    place_tokens: PlaceTokens
     attention: AttentionBackend
     pack_linear: Callable[[Tensor, Tensor | None], LinearOp]
     reasons: dict[str, str]

@@ -40,6 +40,7 @@ def rotary_store(
         q = rms_norm(q, norms.q_weight, norms.eps)
         k = rms_norm(k, norms.k_weight, norms.eps)
     q = rotate(q, cos, sin, shape)
+    slots = slots.long()
     k_cache.index_copy_(0, slots, rotate(k, cos, sin, shape).to(k_cache.dtype))
     v_cache.index_copy_(0, slots, v.to(v_cache.dtype))
     return q
@@ -70,3 +71,9 @@ def gated_activation(gate_up: Tensor, kind: Activation) -> Tensor:
             return functional.gelu(gate) * up
         case "gelu_tanh":
             return functional.gelu(gate, approximate="tanh") * up
+
+
+def place_tokens(history: Tensor, table: Tensor, rows: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+    rows, positions = rows.long(), positions.long()
+    table[rows, positions] = slots.to(table.dtype)
+    return history[rows, positions]

@@ -8,7 +8,7 @@ have, and items that are not there end at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from lightllm.kernels.triton.attention_plan import (
     MERGE_COUNT,
     MERGE_NUM_PARTS,
     MERGE_SIZE,
+    DecodeItems,
     TileShape,
     make_items,
 )
@@ -32,8 +33,6 @@ HOPPER_ROWS = 128
 HOPPER_HEADS = (64, 128)
 """Tile and head sizes of the kernel for Hopper."""
 LOG2_E = 1.4426950408889634
-STAGING = 4
-"""Host copies a `PlanBuffers` rotates through, so that a copy under way is not overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class AttentionPlan:
     launches: tuple[TileLaunch, ...]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PlanBuffers:
     """A plan whose items are written anew each step, for CUDA graphs. `plan` goes to `run`; its launches are
     the small tiles and, if the bucket may hold chunks, the large ones."""
@@ -106,8 +105,7 @@ class PlanBuffers:
     plan: AttentionPlan
     max_sequences: int
     max_tokens: int
-    staging: tuple[tuple[Tensor, ...], ...]
-    turn: int = field(default=0)
+    decodes: DecodeItems
 
 
 class TritonAttention:
@@ -137,43 +135,43 @@ class TritonAttention:
             launches.append(TileLaunch(both, len(items), len(merges), most_tokens, tiling, scratch))
         return AttentionPlan(table, tuple(launches))
 
-    def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor) -> PlanBuffers:
-        """Buffers for steps of at most this many sequences and tokens (as many tokens as sequences: decodes only)."""
-        small, large = self._small_rows, self._large_rows(max_tokens)
-        tiles = {small: max_tokens}
-        if max_tokens > max_sequences and large > small:
-            tiles = {small: max_sequences, large: max_sequences + max_tokens // max(1, large // self._shape.group)}
-        launches, staging = [], []
-        for rows, most_tiles in tiles.items():
+    def buffer_size(self, max_sequences: int, max_tokens: int) -> int:
+        """The int32s that `make_buffers` needs for as much."""
+        tiles = self._most_tiles(max_sequences, max_tokens)
+        return sum(_launch_size(self._tile_shape(self._tiling(rows)), most) for rows, most in tiles.items())
+
+    def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor, memory: Tensor) -> PlanBuffers:
+        """Buffers for steps of at most this many sequences and tokens (as many tokens as sequences: decodes only).
+
+        memory [`buffer_size`] int32 on the device is where a step's items are read; `plan_into` says what to put there.
+        """
+        launches, begin = [], 0
+        for rows, most_tiles in self._most_tiles(max_sequences, max_tokens).items():
             tiling = self._tiling(rows)
             shape = self._tile_shape(tiling)
             num_items, num_merges = shape.most_items(most_tiles), shape.most_merges(most_tiles)
-            both = torch.zeros(num_items * ITEM_SIZE + num_merges * MERGE_SIZE, dtype=torch.int32, device=self._device)
+            both = memory[begin : begin + _launch_size(shape, most_tiles)]
+            begin += len(both)
             most_tokens = shape.tokens if max_tokens > max_sequences else 1
             scratch = self._scratch_for(num_items, tiling)
             launches.append(TileLaunch(both, num_items, num_merges, most_tokens, tiling, scratch))
-            pinned = self._device.type == "cuda"
-            staging.append(tuple(torch.zeros(both.shape, dtype=torch.int32, pin_memory=pinned) for _ in range(STAGING)))
-        return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, tuple(staging))
+        return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, DecodeItems())
 
-    def plan_into(self, buffers: PlanBuffers, layout: SequenceLayout) -> None:
-        """Write this step's items into the buffers: one small copy per launch on the current stream, no wait.
-
-        At most `STAGING` - 1 steps may be planned ahead of the device.
-        """
+    def plan_into(self, buffers: PlanBuffers, layout: SequenceLayout, host: NDArray[np.int32]) -> None:
+        """Write this step's items to host [`buffer_size`], which then goes to the buffers' memory."""
         assert len(layout.lens) <= buffers.max_sequences and int(layout.lens.sum()) <= buffers.max_tokens
-        turn = buffers.turn
-        buffers.turn = (turn + 1) % STAGING
-        kinds = self._members_for(buffers, layout)
-        for launch, hosts, members in zip(buffers.plan.launches, buffers.staging, kinds, strict=True):
-            items, merges = make_items(layout, members, self._tile_shape(launch.tiling))
+        host[:] = 0
+        for launch, members in zip(buffers.plan.launches, self._members_for(buffers, layout), strict=True):
+            shape = self._tile_shape(launch.tiling)
+            if buffers.max_tokens == buffers.max_sequences:
+                items, merges = buffers.decodes.at(layout, shape)
+            else:
+                items, merges = make_items(layout, members, shape)
             assert len(items) <= launch.num_items and len(merges) <= launch.num_merges
-            view = hosts[turn].numpy()
-            view[:] = 0
-            view[: items.size] = items.ravel()
+            host[: items.size] = items.ravel()
             first = launch.num_items * ITEM_SIZE
-            view[first : first + merges.size] = merges.ravel()
-            launch.both.copy_(hosts[turn], non_blocking=True)
+            host[first : first + merges.size] = merges.ravel()
+            host = host[len(launch.both) :]
 
     def run(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: object, params: AttentionParams) -> Tensor:
         assert isinstance(plan, AttentionPlan)
@@ -321,6 +319,13 @@ class TritonAttention:
         rows = 64 if most_tokens * self._shape.group <= 64 else 128
         return max(rows, self._small_rows)
 
+    def _most_tiles(self, max_sequences: int, max_tokens: int) -> dict[int, int]:
+        """Rows of a tile -> the most such tiles, for each launch of such buffers."""
+        small, large = self._small_rows, self._large_rows(max_tokens)
+        if max_tokens == max_sequences or large == small:
+            return {small: max_tokens}
+        return {small: max_sequences, large: max_sequences + max_tokens // max(1, large // self._shape.group)}
+
     def _by_rows(self, layout: SequenceLayout) -> list[tuple[int, NDArray[np.int64]]]:
         """Tile rows, and the indices of the sequences computed in tiles of that size."""
         small = layout.lens * self._shape.group <= self._small_rows
@@ -335,3 +340,8 @@ class TritonAttention:
         if len(buffers.plan.launches) == 1:
             return [np.flatnonzero(layout.lens > 0)]
         return [np.flatnonzero(small & (layout.lens > 0)), np.flatnonzero(~small)]
+
+
+def _launch_size(shape: TileShape, most_tiles: int) -> int:
+    """The int32s of a launch of at most so many tiles, in whole multiples of 16 bytes."""
+    return shape.most_items(most_tiles) * ITEM_SIZE + shape.most_merges(most_tiles) * MERGE_SIZE

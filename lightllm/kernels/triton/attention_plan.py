@@ -33,6 +33,7 @@ START_COST = 128
 MERGE_COST = 320
 """What merging parts costs, likewise, plus `MERGE_COST_PER_PART` for each."""
 MERGE_COST_PER_PART = 1
+KEPT_STEPS = 16
 _PART_SIZES = np.array([64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 1 << 20], np.int64)
 
 
@@ -94,6 +95,33 @@ def make_items(layout: SequenceLayout, members: Int64, shape: TileShape) -> tupl
     order = np.lexsort((items[:, KEY_START] - items[:, KEY_END], sequence[tile], -longest))
     merges = np.stack([token, count, first_part, parts], axis=1)[parts > 1]
     return items[order], merges.astype(np.int32)
+
+
+class DecodeItems:
+    """The items of steps of decodes. The next step of the same sequences has those of the last, with one more key in
+    each sequence's last part; for balance they are made anew every `KEPT_STEPS` steps."""
+
+    def __init__(self) -> None:
+        self._rows: Int32 = np.empty(0, np.int32)
+        self._starts: Int32 = np.empty(0, np.int32)
+        self._kept = 0
+        self._last: Int64 = np.empty(0, np.int64)
+        self._items: Int32 = np.empty((0, ITEM_SIZE), np.int32)
+        self._merges: Int32 = np.empty((0, MERGE_SIZE), np.int32)
+
+    def at(self, layout: SequenceLayout, shape: TileShape) -> tuple[Int32, Int32]:
+        """As `make_items`, for sequences of one token each. The arrays are valid until the next call."""
+        rows, starts = layout.rows, layout.starts
+        if self._kept and np.array_equal(rows, self._rows) and np.array_equal(starts, self._starts + 1):
+            self._kept -= 1
+            self._items[:, POSITION] += 1
+            self._items[self._last, KEY_END] += 1
+        else:
+            self._kept = KEPT_STEPS - 1
+            self._items, self._merges = make_items(layout, np.arange(len(rows)), shape)
+            self._last = np.flatnonzero(self._items[:, KEY_END] == self._items[:, POSITION] + 1)
+        self._rows, self._starts = rows, starts
+        return self._items, self._merges
 
 
 def choose_part_size(num_keys: Int64, shape: TileShape) -> int:

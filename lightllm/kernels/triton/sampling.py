@@ -97,7 +97,7 @@ def greedy_kernel(
         tl.store(bad + row, good == 0)
         tl.store(best + row, value)
         if HISTORY:
-            place = tl.load(rows + row) * history_stride + tl.load(positions + row) + 1
+            place = tl.load(rows + row).to(tl.int64) * history_stride + tl.load(positions + row) + 1
             tl.store(history + place, chosen)
 
 
@@ -145,9 +145,14 @@ def pick_kernel(
     uniforms,
     sums,
     ids,
+    history,
+    rows,
+    positions,
     row_stride,
+    history_stride,
     size,
     parts,
+    HISTORY: tl.constexpr,
     HAS_INDICES: tl.constexpr,
     PART: tl.constexpr,
     PARTS: tl.constexpr,
@@ -174,4 +179,8 @@ def pick_kernel(
         v = scaled_probability(z, top, tl.load(temperatures + drawn))
         weight = tl.where(v >= tl.load(cuts + drawn) * SCALE, v, 0.0).to(tl.int64)
         passed = tl.sum((tl.cumsum(weight, 0) <= target).to(tl.int32), 0)
-        tl.store(ids + row, tl.minimum(begin + passed, size - 1))
+        chosen = tl.minimum(begin + passed, size - 1)
+        tl.store(ids + row, chosen)
+        if HISTORY:
+            place = tl.load(rows + row).to(tl.int64) * history_stride + tl.load(positions + row) + 1
+            tl.store(history + place, chosen)

@@ -31,12 +31,27 @@ TILE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
-    """Of N rows: ids int32 of the largest logit, the lowest of equals; bad bool: a NaN, a positive infinity or nothing
-    but negative ones, and the id is 0; best float32: the largest logit, meaningless where bad."""
+    """Of N rows: ids int32 of the largest logit, the lowest of equals; bad int32, 1 for a NaN, a positive infinity or
+    nothing but negative ones, and the id is 0; best float32: the largest logit, meaningless where bad.
 
-    ids: Tensor
-    bad: Tensor
+    ids and bad lie side by side, `both` [2, N], so that one copy takes them to the host.
+    """
+
+    both: Tensor
     best: Tensor
+
+    @property
+    def ids(self) -> Tensor:
+        return self.both[0]
+
+    @property
+    def bad(self) -> Tensor:
+        return self.both[1]
+
+
+History = tuple[Tensor, Tensor, Tensor]
+"""Where chosen ids are noted: tokens [rows, length] int32, and of each of N rows of logits its row [N] and the position
+[N] of its last known token; the id goes to tokens[row, position + 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +74,13 @@ class GreedyChooser:
     def __init__(self, max_rows: int, device: torch.device) -> None:
         self._counters = torch.zeros(max_rows, dtype=torch.int32, device=device)
 
-    def __call__(self, logits: Tensor, history: tuple[Tensor, Tensor, Tensor] | None = None) -> Greedy:
-        """The likeliest token of each row of logits [N, V], rows of which may be strided, in one launch.
-
-        `history`: tokens [rows, length] int32, rows [N] and positions [N] int64; then tokens[row, position + 1] of
-        each becomes its id.
-        """
+    def __call__(self, logits: Tensor, history: History | None = None) -> Greedy:
+        """The likeliest token of each row of logits [N, V], rows of which may be strided, in one launch."""
         num_rows, size = logits.shape
         assert num_rows <= len(self._counters), f"{num_rows} rows, at most {len(self._counters)}"
         assert size == 0 or logits.stride(1) == 1
         found = Greedy(
-            torch.empty(num_rows, dtype=torch.int32, device=logits.device),
-            torch.empty(num_rows, dtype=torch.bool, device=logits.device),
+            torch.empty(2, num_rows, dtype=torch.int32, device=logits.device),
             torch.empty(num_rows, dtype=torch.float32, device=logits.device),
         )
         if not num_rows:
@@ -110,7 +120,7 @@ def _greedy_block(num_rows: int) -> tuple[int, int]:
     return (2048, 4) if num_rows <= 32 else (8192, 8)
 
 
-def pick(logits: Tensor, greedy: Greedy, inputs: DrawInputs, cuts: Tensor) -> None:
+def pick(logits: Tensor, greedy: Greedy, inputs: DrawInputs, cuts: Tensor, history: History | None = None) -> None:
     """Replace the ids of the rows that draw, in two launches. A token is kept when its probability, relative to the
     likeliest one's, reaches its row's cut of `cuts` [D] float32; bad rows are left alone."""
     count, size = len(inputs.uniforms), logits.shape[1]
@@ -120,6 +130,7 @@ def pick(logits: Tensor, greedy: Greedy, inputs: DrawInputs, cuts: Tensor) -> No
     sums = torch.empty(count, parts, dtype=torch.int64, device=logits.device)
     indices = greedy.ids if inputs.indices is None else inputs.indices
     options = launcher_for(logits.device).options
+    tokens, rows, positions = history or (greedy.both, greedy.ids, greedy.ids)
     in_block = 2 if count <= 32 else 4
     sum_kernel[(-(-parts // in_block), count)](
         logits,
@@ -146,9 +157,14 @@ def pick(logits: Tensor, greedy: Greedy, inputs: DrawInputs, cuts: Tensor) -> No
         inputs.uniforms,
         sums,
         greedy.ids,
+        tokens,
+        rows,
+        positions,
         logits.stride(0),
+        tokens.stride(0),
         size,
         parts,
+        HISTORY=history is not None,
         HAS_INDICES=inputs.indices is not None,
         PART=PART,
         PARTS=next_power_of_2(parts),
@@ -204,10 +220,10 @@ class Chooser:
         self._greedy = GreedyChooser(max_rows, device)
         self._filters = Filters(device)
 
-    def __call__(self, logits: Tensor, inputs: DrawInputs | None) -> tuple[Tensor, Tensor]:
-        """Token ids [N] int32, 0 where bad, and bad flags [N] bool, from logits [N, V], which are left as they are."""
-        greedy = self._greedy(logits)
+    def __call__(self, logits: Tensor, inputs: DrawInputs | None, history: History | None = None) -> Tensor:
+        """Token ids, 0 where bad, and bad flags [2, N] int32, from logits [N, V], which are left as they are."""
+        greedy = self._greedy(logits, history)
         if inputs is not None:
             cuts = self._filters.cuts(logits, greedy, inputs) if inputs.filtered else inputs.min_p
-            pick(logits, greedy, inputs, cuts)
-        return greedy.ids, greedy.bad
+            pick(logits, greedy, inputs, cuts, history)
+        return greedy.both

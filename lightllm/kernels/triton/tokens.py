@@ -1,0 +1,63 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
+"""The first kernel of a step: notes where each token's KV goes, and reads the token's id. Bound by launch latency."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import cuda as tlx
+
+from lightllm.kernels.triton.launch import launcher_for
+
+_BLOCK = 128
+
+
+@triton.jit
+def _place_tokens_kernel(
+    history,
+    table,
+    rows,
+    positions,
+    slots,
+    ids,
+    history_stride,
+    table_stride,
+    count,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = token < count
+    if PDL:
+        tlx.gdc_launch_dependents()
+        tlx.gdc_wait()
+    row = tl.load(rows + token, mask=inside, other=0).to(tl.int64)
+    position = tl.load(positions + token, mask=inside, other=0)
+    slot = tl.load(slots + token, mask=inside, other=0)
+    tl.store(table + row * table_stride + position, slot.to(tl.int32), mask=inside)
+    tl.store(ids + token, tl.load(history + row * history_stride + position, mask=inside, other=0), mask=inside)
+
+
+def place_tokens(history: Tensor, table: Tensor, rows: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+    """As `PlaceTokens`."""
+    count = len(rows)
+    ids = torch.empty(count, dtype=torch.int32, device=history.device)
+    if count:
+        assert history.stride(1) == table.stride(1) == 1
+        _place_tokens_kernel[(triton.cdiv(count, _BLOCK),)](
+            history,
+            table,
+            rows,
+            positions,
+            slots,
+            ids,
+            history.stride(0),
+            table.stride(0),
+            count,
+            BLOCK=_BLOCK,
+            num_warps=1,
+            **launcher_for(history.device).options,
+        )
+    return ids
