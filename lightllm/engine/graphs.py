@@ -31,8 +31,8 @@ DECODE_SIZES = (
     *(160, 192, 224, 256, 320, 384, 448, 512),
 )
 CHUNK_SEQUENCES = (8, 64, 256)
-LAUNCH_OPERATIONS = 2e11
-"""What a GPU could multiply and add while the host launches one layer's kernels (0.35 ms at 600 TFLOP/s): a graph of
+LAUNCH_OPERATIONS = 3e11
+"""What a GPU could multiply and add while the host launches one layer's kernels (0.5 ms at 600 TFLOP/s): a graph of
 chunks pays while a layer takes less than that."""
 STAGING = 4
 """Host copies of the inputs in rotation: a copy under way is not overwritten."""
@@ -138,6 +138,7 @@ class StepGraphs:
         self._buckets: dict[Size, _Bucket] = {}
         self._wanted_before: set[Size] = set()
         self._memory: Any = None
+        self._stream = torch.cuda.Stream()
         # Imported here, where there is a GPU: Triton is optional.
         from lightllm.kernels.triton.sampling_op import GreedyChooser
 
@@ -242,15 +243,14 @@ class StepGraphs:
     def _capture(self, bucket: _Bucket) -> None:
         """Run once outside (compiles kernels, settles allocations), then record. The inputs are those of a step to
         come or of none: running it more than once writes the same values to the same places."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._stream):
             self._compute(bucket)
             graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
             bucket.outputs = self._compute(bucket)
             graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         self._memory = self._memory or graph.pool()
         bucket.graph = graph
 

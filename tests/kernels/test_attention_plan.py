@@ -16,13 +16,19 @@ from lightllm.kernels.triton.attention_plan import (
     POSITION,
     ROW,
     TOKEN,
+    DecodeItems,
     TileShape,
     make_items,
 )
 
 sequences = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 300)), min_size=1, max_size=12)
 shapes = st.builds(
-    TileShape, st.sampled_from([16, 64, 128]), st.integers(1, 16), st.integers(1, 8), st.integers(1, 400)
+    TileShape,
+    st.sampled_from([16, 64, 128]),
+    st.integers(1, 16),
+    st.integers(1, 8),
+    st.integers(1, 400),
+    st.sampled_from([1, 900, 1 << 20]),
 )
 
 
@@ -58,13 +64,41 @@ def test_items_cover_each_tokens_keys_once(sequences, shape):
 
 
 def test_a_full_device_is_not_split():
-    shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=264)
+    shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=264, cached_keys=6144)
     layout = SequenceLayout(*(np.array(a, np.int32) for a in (range(256), [600] * 256, [1] * 256)))
     items, merges = make_items(layout, np.arange(256), shape)
     assert len(items) == 256 and len(merges) == 0
 
 
 def test_one_long_sequence_fills_the_device():
-    shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=264)
+    shape = TileShape(rows=16, group=4, num_kv_heads=8, slots=264, cached_keys=6144)
     layout = SequenceLayout(*(np.array(a, np.int32) for a in ([0], [32767], [1])))
     assert 24 <= len(make_items(layout, np.arange(1), shape)[0]) <= 66
+
+
+def test_sequences_that_share_the_cache_are_taken_together_and_the_longest_items_first():
+    shape = TileShape(rows=128, group=2, num_kv_heads=8, slots=132, cached_keys=4000)
+    layout = SequenceLayout(*(np.array(a, np.int32) for a in (range(4), [0] * 4, [2048, 1024, 2048, 2048])))
+    items, _ = make_items(layout, np.arange(4), shape)
+    loads = [items[np.isin(items[:, ROW], rows)] for rows in ([0, 2], [3, 1])]
+    assert np.array_equal(np.concatenate(loads), items)
+    for load in loads:
+        assert (np.diff(load[:, KEY_END] - load[:, KEY_START]) <= 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=9), shapes)
+def test_growing_decodes_keep_their_items_and_still_cover_every_key(starts, shape):
+    kept = DecodeItems()
+    starts = np.array(starts, np.int32)
+    for step in range(20):
+        count = len(starts) - (step > 10)  # one sequence leaves
+        layout = SequenceLayout(np.arange(count, dtype=np.int32), starts[:count] + step, np.ones(count, np.int32))
+        items, merges = kept.at(layout, shape)
+        for row in range(count):
+            parts = items[items[:, ROW] == row]
+            parts = parts[np.argsort(parts[:, KEY_START])]
+            keys = np.concatenate([np.arange(start, end) for start, end in parts[:, [KEY_START, KEY_END]]])
+            assert np.array_equal(keys, np.arange(starts[row] + step + 1))
+            assert (parts[:, POSITION] == starts[row] + step).all() and (parts[:, NUM_PARTS] == len(parts)).all()
+        assert len(merges) == len(np.unique(items[items[:, NUM_PARTS] > 1][:, ROW]))

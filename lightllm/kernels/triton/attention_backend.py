@@ -47,6 +47,8 @@ class Tiling:
     occupancy: int
 
 
+CACHE_BYTES = 24 << 20
+"""Keys and values that tiles at work at the same time may share: half the L2 cache of an H100 or H200."""
 ROOMY = 160 << 10
 """Bytes of shared memory from which the deeper pipelines fit: A100, H100 and later, not the smaller Ampere and Ada."""
 
@@ -312,7 +314,8 @@ class TritonAttention:
 
     def _tile_shape(self, tiling: Tiling) -> TileShape:
         slots = tiling.occupancy * self._launcher.num_processors
-        return TileShape(tiling.rows, self._shape.group, self._shape.num_kv_heads, slots)
+        cached_keys = CACHE_BYTES // (4 * self._shape.num_kv_heads * self._shape.head_dim)
+        return TileShape(tiling.rows, self._shape.group, self._shape.num_kv_heads, slots, cached_keys)
 
     def _large_rows(self, most_tokens: int) -> int:
         """Rows of the large tiles when the longest chunk has this many tokens."""

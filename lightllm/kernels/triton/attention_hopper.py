@@ -9,7 +9,7 @@ values from the L2 cache: 512 D operations a byte, so bound by the matrix units 
 
 as in FlashAttention-3 (arXiv 2407.08608, section 3), but keys come by slot, one row each, not by tensor copies. Blocks
 of keys are taken from the last to the first, so that those under the causal mask come first. A program stays for many
-tiles (every `num_programs`-th of the list, which is sorted by length), so the loads of one run during the other's end.
+tiles (one of every `num_programs` of the list), so the loads of one run during the other's end.
 """
 
 from __future__ import annotations
@@ -56,16 +56,25 @@ def _gather_queries(q, buffer, item, kv_head, KV_HEADS: gl.constexpr, GROUP: gl.
 
 
 @gluon.jit
+def _unit(lap):
+    """The unit of a program's lap; every other lap goes backwards, so that no program gets the longest of each."""
+    program = gl.program_id(0)
+    last = gl.num_programs(0) - 1
+    return lap * (last + 1) + program + lap % 2 * (last - 2 * program)
+
+
+@gluon.jit
 def _produce(
     q, k_cache, v_cache, table, items, table_stride, cache_stride, num_units, queries, keys, values, ready, free,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ITEM_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr,
 ):  # fmt: skip
     turn = 0
     tile = 0
-    for unit in range(gl.program_id(0), num_units, gl.num_programs(0)):
+    for lap in range(gl.cdiv(num_units, gl.num_programs(0))):
+        unit = _unit(lap)
         kv_head = unit % KV_HEADS
         item = items + unit // KV_HEADS * ITEM_SIZE
-        if gl.load(item + 2) > 0:
+        if gl.load(item + 2, mask=unit < num_units, other=0) > 0:
             slots = table + gl.load(item + 3).to(gl.int64) * table_stride
             low = gl.load(item + 4)
             high = gl.load(item + 5)
@@ -118,10 +127,11 @@ def _consume(
     nothing = gl.zeros([64, BLOCK_N], gl.float32, layout=score_layout)
     turn = 0
     tile = 0
-    for unit in range(gl.program_id(0), num_units, gl.num_programs(0)):
+    for lap in range(gl.cdiv(num_units, gl.num_programs(0))):
+        unit = _unit(lap)
         kv_head = unit % KV_HEADS
         item = items + unit // KV_HEADS * ITEM_SIZE
-        count = gl.load(item + 2)
+        count = gl.load(item + 2, mask=unit < num_units, other=0)
         if count > 0:
             first_position = gl.load(item + 1)
             low = gl.load(item + 4)
@@ -194,7 +204,7 @@ def _consume(
                 gl.store(partial_weights + part, weight, mask=inside)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["num_units"])
 def attention_hopper_kernel(
     q,
     k_cache,

@@ -30,7 +30,7 @@ MERGE_TOKEN, MERGE_COUNT, MERGE_FIRST_PART, MERGE_NUM_PARTS = range(4)
 
 START_COST = 128
 """What starting a program costs, in keys it could have read meanwhile."""
-MERGE_COST = 320
+MERGE_COST = 200
 """What merging parts costs, likewise, plus `MERGE_COST_PER_PART` for each."""
 MERGE_COST_PER_PART = 1
 KEPT_STEPS = 16
@@ -39,12 +39,14 @@ _PART_SIZES = np.array([64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096
 
 @dataclass(frozen=True, slots=True)
 class TileShape:
-    """Rows of a tile, query heads per key/value head, key/value heads, and programs the device runs at once."""
+    """Rows of a tile, query heads per key/value head, key/value heads, programs the device runs at once, and keys of
+    all heads that its L2 cache holds."""
 
     rows: int
     group: int
     num_kv_heads: int
     slots: int
+    cached_keys: int
 
     @property
     def tokens(self) -> int:
@@ -63,8 +65,11 @@ class TileShape:
 
 
 def make_items(layout: SequenceLayout, members: Int64, shape: TileShape) -> tuple[Int32, Int32]:
-    """The items [I, ITEM_SIZE] of the sequences `members`, the longest sequence first and in it the longest item, and
-    the merges [J, MERGE_SIZE]."""
+    """The items [I, ITEM_SIZE] of the sequences `members`, and the merges [J, MERGE_SIZE].
+
+    As many sequences as the cache holds keys of come one after another, the longest first, and of them the longest
+    items first: then the programs end at about the same time, and most keys are read from memory once.
+    """
     if len(members) == 0:
         return np.empty((0, ITEM_SIZE), np.int32), np.empty((0, MERGE_SIZE), np.int32)
     first_tokens = np.cumsum(layout.lens, dtype=np.int64) - layout.lens
@@ -90,9 +95,7 @@ def make_items(layout: SequenceLayout, members: Int64, shape: TileShape) -> tupl
     items[:, KEY_END] = np.minimum((part + 1) * size[tile], num_keys[tile])
     items[:, PART] = first_part[tile] + part
     items[:, NUM_PARTS] = parts[tile]
-    # Tiles of one sequence stay together, so that its keys are read from the L2 cache by all but the first.
-    longest = layout.kv_lens[sequence][tile]
-    order = np.lexsort((items[:, KEY_START] - items[:, KEY_END], sequence[tile], -longest))
+    order = np.lexsort((items[:, KEY_START] - items[:, KEY_END], _cache_loads(layout, members, shape)[sequence][tile]))
     merges = np.stack([token, count, first_part, parts], axis=1)[parts > 1]
     return items[order], merges.astype(np.int32)
 
@@ -138,6 +141,15 @@ def choose_part_size(num_keys: Int64, shape: TileShape) -> int:
     cost = np.where(waves > 2, many, few) + merge
     cost = np.where(items <= shape.most_items(len(num_keys)), cost, np.inf)
     return int(sizes[int(np.argmin(cost))])
+
+
+def _cache_loads(layout: SequenceLayout, members: Int64, shape: TileShape) -> Int64:
+    """Which filling of the cache each of the step's sequences [S] belongs to."""
+    num_keys = layout.kv_lens[members].astype(np.int64)
+    order = np.argsort(-num_keys, kind="stable")
+    loads = np.zeros(len(layout.rows), np.int64)
+    loads[members[order]] = (np.cumsum(num_keys[order]) - num_keys[order]) // shape.cached_keys
+    return loads
 
 
 def _repeat(values: Int64, counts: Int64) -> tuple[Int64, Int64]:

@@ -23,27 +23,15 @@ from lightllm.kernels.triton.activation import activate
 @triton.jit
 def prefetch(address, size):
     """Ask for `size` bytes (a multiple of 16) from each address (likewise) to be brought into the L2 cache: Hopper's
-    bulk prefetch, which returns at once. Only a hint, so it may run above `gdc_wait`. Every thread that holds an
-    address asks, so a tensor of as many addresses as threads asks once for each."""
+    bulk prefetch, which returns at once. Only a hint, so it may run above `gdc_wait`."""
     tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.gt.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; } mov.u32 $0, 0;",
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
         "=r,l,r",
         [address.to(tl.uint64), tl.zeros(address.shape, tl.int32) + size],
         dtype=tl.int32,
         is_pure=False,
         pack=1,
     )
-
-
-@triton.jit
-def prefetch_rows(weight, first, size, begin, ROWS: tl.constexpr, THREADS: tl.constexpr):
-    """Ask for columns `begin` to `size` of 16-bit rows first [ROWS], a power of two up to THREADS, once."""
-    SHARE: tl.constexpr = THREADS // ROWS
-    thread = tl.arange(0, THREADS)
-    elements = tl.cdiv(tl.cdiv(size - begin, SHARE), 8) * 8
-    column = begin + thread % SHARE * elements
-    row = first + thread // SHARE
-    prefetch(weight + row.to(tl.int64) * size + column, tl.minimum(elements, size - column) * 2)
 
 
 @triton.jit
@@ -60,8 +48,6 @@ def vector_kernel(
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     AHEAD: tl.constexpr,
-    OWN: tl.constexpr,
-    THREADS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
     PDL: tl.constexpr,
@@ -79,11 +65,6 @@ def vector_kernel(
         tlx.gdc_launch_dependents()
     w = tl.load(w_at, mask=column < size, other=0.0, cache_modifier=".cg")
     if PDL:
-        if OWN:  # the rest of the program's own rows
-            first = tl.program_id(0) * (ROWS // HALVES)
-            prefetch_rows(weight, first, size, BLOCK_K, ROWS // HALVES, THREADS)
-            if HALVES == 2:
-                prefetch_rows(weight, first + num_rows, size, BLOCK_K, ROWS // HALVES, THREADS)
         if AHEAD > 0:  # the rows of a program that starts when this one ends, into the L2 cache
             later = (tl.program_id(0) + AHEAD) * (ROWS // HALVES)
             if later < num_rows:
@@ -108,7 +89,7 @@ def vector_kernel(
     tl.store(out + token * out_stride + to, result.to(out.dtype.element_ty), mask=to < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def tile_kernel(
     x,
     weight,

@@ -94,8 +94,6 @@ def multiply_vector(
             ROWS=rows,
             BLOCK_K=choice.block_k,
             AHEAD=choice.ahead if aligned else 0,
-            OWN=choice.own and aligned and num_rows * halves % rows == 0,
-            THREADS=32 * choice.num_warps,
             HAS_BIAS=bias is not None,
             GATED=kind or "",
             num_warps=choice.num_warps,

@@ -14,7 +14,7 @@ from lightllm.kernels.triton.launch import launcher_for
 _BLOCK = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _place_tokens_kernel(
     history,
     table,
