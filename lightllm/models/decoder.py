@@ -4,7 +4,9 @@ A model file states only what differs, as a `DecoderSpec`; a family with another
 
     x = embedding(ids)
     for each block:   x = x + attention(norm(x));   x = x + feed_forward(norm(x))
-    logits = head(norm(x of the wanted tokens))
+    logits = head(norm(x))
+
+In the last block only the wanted tokens' x matters once attention has read and stored what it needs of the others.
 """
 
 from __future__ import annotations
@@ -135,10 +137,10 @@ class Decoder:
             if layer:
                 x = kernels.add_rms_norm(x, residual, block.input_norm, eps)
             x = self._attend(x, cos, sin, block, batch, pool.keys[layer], pool.values[layer])
-            x = kernels.add_rms_norm(x, residual, block.ffn_norm, eps)
+            if layer == len(self._blocks) - 1 and batch.wanted is not None:
+                x, residual = x.index_select(0, batch.wanted), residual.index_select(0, batch.wanted)
+            x = kernels.add_rms_norm(block.output(x), residual, block.ffn_norm, eps)
             x = block.down(block.gate_up.gated(x, self.spec.activation))
-        if batch.wanted is not None:
-            x, residual = x.index_select(0, batch.wanted), residual.index_select(0, batch.wanted)
         return kernels.add_rms_norm(x, residual, self._norm, eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -158,8 +160,7 @@ class Decoder:
         q = self._kernels.rotary_store(
             block.qkv(x), self._head_shape, cos, sin, block.head_norms, keys, values, batch.slots
         )
-        out = self._kernels.attention.run(q, keys, values, batch.attention_plan, block.attention)
-        return block.output(out.flatten(1))
+        return self._kernels.attention.run(q, keys, values, batch.attention_plan, block.attention).flatten(1)
 
 
 def _take_head_norms(spec: DecoderSpec, prefix: str, source: WeightSource) -> HeadNorms:

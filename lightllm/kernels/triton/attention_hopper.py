@@ -64,6 +64,15 @@ def _unit(lap):
 
 
 @gluon.jit
+def _read_unit(items, lap, num_units, KV_HEADS: gl.constexpr, ITEM_SIZE: gl.constexpr):
+    """Tokens (0 beyond the last unit), first position, first key and end of keys of a lap's unit."""
+    unit = _unit(lap)
+    item = items + gl.minimum(unit, num_units - 1) // KV_HEADS * ITEM_SIZE
+    count = gl.load(item + 2, mask=unit < num_units, other=0)
+    return count, gl.load(item + 1), gl.load(item + 4), gl.load(item + 5)
+
+
+@gluon.jit
 def _produce(
     q, k_cache, v_cache, table, items, table_stride, cache_stride, num_units, queries, keys, values, ready, free,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ITEM_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr,
@@ -127,15 +136,18 @@ def _consume(
     nothing = gl.zeros([64, BLOCK_N], gl.float32, layout=score_layout)
     turn = 0
     tile = 0
-    for lap in range(gl.cdiv(num_units, gl.num_programs(0))):
+    laps = gl.cdiv(num_units, gl.num_programs(0))
+    count_next, position_next, low_next, high_next = _read_unit(items, 0, num_units, KV_HEADS, ITEM_SIZE)
+    for lap in range(laps):
         unit = _unit(lap)
         kv_head = unit % KV_HEADS
         item = items + unit // KV_HEADS * ITEM_SIZE
-        count = gl.load(item + 2, mask=unit < num_units, other=0)
+        count = count_next
+        first_position = position_next
+        low = low_next
+        high = high_next
+        count_next, position_next, low_next, high_next = _read_unit(items, lap + 1, num_units, KV_HEADS, ITEM_SIZE)
         if count > 0:
-            first_position = gl.load(item + 1)
-            low = gl.load(item + 4)
-            high = gl.load(item + 5)
             num_blocks = gl.cdiv(high - low, BLOCK_N)
             row = gl.arange(0, 64, layout=gl.SliceLayout(1, score_layout)) + WARP_GROUP * 64
             position = first_position + gl.minimum(row // GROUP, count - 1)

@@ -30,7 +30,7 @@ MERGE_TOKEN, MERGE_COUNT, MERGE_FIRST_PART, MERGE_NUM_PARTS = range(4)
 
 START_COST = 128
 """What starting a program costs, in keys it could have read meanwhile."""
-MERGE_COST = 200
+MERGE_COST = 100
 """What merging parts costs, likewise, plus `MERGE_COST_PER_PART` for each."""
 MERGE_COST_PER_PART = 1
 KEPT_STEPS = 16

@@ -47,7 +47,6 @@ def vector_kernel(
     M: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    AHEAD: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
     PDL: tl.constexpr,
@@ -65,11 +64,6 @@ def vector_kernel(
         tlx.gdc_launch_dependents()
     w = tl.load(w_at, mask=column < size, other=0.0, cache_modifier=".cg")
     if PDL:
-        if AHEAD > 0:  # the rows of a program that starts when this one ends, into the L2 cache
-            later = (tl.program_id(0) + AHEAD) * (ROWS // HALVES)
-            if later < num_rows:
-                later_row = tl.minimum(later + index // HALVES, num_rows - 1) + index % HALVES * num_rows
-                prefetch(weight + later_row.to(tl.int64) * size, size * 2)
         tlx.gdc_wait()
     total = tl.zeros([M, ROWS, BLOCK_K], tl.float32)
     for start in tl.range(0, size, BLOCK_K):

@@ -2,7 +2,7 @@
 
 The tables are `lightllm/kernels/tuned/<device>.json`, made by `python benchmarks/kernels.py --tune`:
 
-    {"linear": {"<N>x<K>": {"<most tokens>": ["vector", ROWS, BLOCK_K, warps, ahead]
+    {"linear": {"<N>x<K>": {"<most tokens>": ["vector", ROWS, BLOCK_K, warps]
                                            | ["tile", BLOCK_N, BLOCK_K, SPLIT, stages, warps]
                                            | ["cublas"]}}}
 """
@@ -23,12 +23,11 @@ MOST_TILE_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """Rows of the weight per program, columns at a time, and how many programs ahead rows are asked for (0: none)."""
+    """Rows of the weight per program, and columns at a time."""
 
     rows: int
     block_k: int
     num_warps: int
-    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,5 +110,5 @@ def write_choice(choice: Choice) -> list[str | int]:
     if choice is None:
         return ["cublas"]
     if isinstance(choice, Vector):
-        return ["vector", choice.rows, choice.block_k, choice.num_warps, choice.ahead]
+        return ["vector", choice.rows, choice.block_k, choice.num_warps]
     return ["tile", choice.block_n, choice.block_k, choice.split, choice.num_stages, choice.num_warps]

@@ -77,7 +77,6 @@ def multiply_vector(
     num_rows = weight.shape[0] if kind is None else weight.shape[0] // 2
     halves = 1 if kind is None else 2
     rows = max(halves, min(choice.rows, next_power_of_2(num_rows)))
-    aligned = weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0 and weight.element_size() == 2
     done = 0
     while done < x.shape[0]:
         count = 1 << ((x.shape[0] - done).bit_length() - 1)
@@ -93,7 +92,6 @@ def multiply_vector(
             M=count,
             ROWS=rows,
             BLOCK_K=choice.block_k,
-            AHEAD=choice.ahead if aligned else 0,
             HAS_BIAS=bias is not None,
             GATED=kind or "",
             num_warps=choice.num_warps,

@@ -21,8 +21,6 @@ from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 _FEW_PROGRAMS_PER_PROCESSOR = 4
-_BLOCK_HEADS = 8
-_MOST_WARPS = 4
 
 
 @triton.jit
@@ -128,7 +126,7 @@ def rotary_store(
     launcher = launcher_for(qkv.device)
     heads = shape.num_q_heads + 2 * shape.num_kv_heads
     few = num_tokens * heads <= 8 * _FEW_PROGRAMS_PER_PROCESSOR * launcher.num_processors
-    block_heads = 2 if few else _BLOCK_HEADS
+    block_heads = 2 if few else 16
     block_dim = next_power_of_2(shape.head_dim)
     _rotary_store_kernel[(num_tokens, triton.cdiv(heads, block_heads))](
         qkv,
@@ -152,7 +150,7 @@ def rotary_store(
         NORMS=norms is not None,
         BLOCK_HEADS=block_heads,
         BLOCK_DIM=block_dim,
-        num_warps=min(_MOST_WARPS, max(1, block_heads * block_dim // 256)),
+        num_warps=max(1, block_heads * block_dim // (256 if few else 1024)),
         **launcher.options,
     )
     return out
