@@ -123,7 +123,10 @@ def _load(
         source = DummySource(dtype, device.torch_device, settings.seed)
     else:
         source = SafetensorsSource(directory, dtype, device.torch_device)
-    with torch.inference_mode():
-        model = Decoder(spec, source, kernels, limit, device.torch_device)
-    source.close()
+    try:
+        with torch.inference_mode():
+            model = Decoder(spec, source, kernels, limit, device.torch_device)
+        source.check_all_taken()
+    finally:
+        source.close()
     return model
