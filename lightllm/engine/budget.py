@@ -1,8 +1,12 @@
-"""How many tokens the KV pool holds, from measured memory, with the reason in words."""
+"""How many tokens the KV pool holds, from measured memory, with the reason in words; what is said when memory ends."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from lightllm.config.settings import EngineSettings
 from lightllm.device.device import Device, free_memory, total_memory
@@ -21,6 +25,22 @@ class Budget:
 
     tokens: int
     reason: str
+
+
+@contextmanager
+def room_for(what: str, advice: str) -> Iterator[None]:
+    """Turn an allocation that fails within, on host or device, into OutOfMemory: what had no room, what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch has a class for the device's memory only, and a RuntimeError
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"no room for {what}; {advice}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def plan_pool(

@@ -38,6 +38,8 @@ class SafetensorsSource:
         self._untaken = set(self._homes)
         self._waiting = Counter(self._homes.values())
         self._reader = None if device.type == "cpu" else FileReader(device)
+        self.num_bytes = 0
+        """Bytes of the tensors given so far."""
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self.take_stacked([(name, shape)])
@@ -52,6 +54,7 @@ class SafetensorsSource:
             self._load(stored, tensor)
         for name, _ in parts:
             self._let_go(name)
+        self.num_bytes += tensor.nbytes
         return tensor
 
     def ignore(self, name: str) -> None:
@@ -148,6 +151,7 @@ class DummySource:
 
     def __init__(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
         self._dtype, self._device, self._seed = dtype, device, seed
+        self.num_bytes = 0
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self.take_stacked([(name, shape)])
@@ -160,6 +164,7 @@ class DummySource:
             elif math.prod(shape):
                 generator = torch.Generator(self._device).manual_seed(self._seed ^ zlib.crc32(name.encode()))
                 place.normal_(0.0, 0.02, generator=generator)
+        self.num_bytes += target.nbytes
         return target
 
     def ignore(self, name: str) -> None:
