@@ -130,7 +130,7 @@ def _load(
     begun = time.perf_counter()
     with room_for(f"the weights in {_name(dtype)} ({_gib(free_memory(device))} are free)", advice):
         if settings.dummy:
-            source = DummySource(dtype, device.torch_device, settings.seed)
+            source = DummySource(dtype, device.torch_device, settings.dummy_seed)
         else:
             source = SafetensorsSource(directory, dtype, device.torch_device)
         try:
