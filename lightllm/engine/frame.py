@@ -46,10 +46,13 @@ class Frame:
 
 
 def measure_step(frame: Frame, step_tokens: int) -> int:
-    """Bytes that a full step takes at its peak, found by running one; compiles the kernels on the way.
+    """Bytes that a full step takes at its peak, found by running one, its kernels having been compiled together.
 
     The step has as many sequences as may run, all sampled. Raises OutOfMemory when it does not fit at all.
     """
+    # Imported here, where there is a GPU: Triton is optional.
+    from lightllm.kernels.triton.compiling import compiled_together
+
     device = frame.device.torch_device
     count = min(frame.max_running, step_tokens)
     lens = np.full(count, step_tokens // count, np.int32)
@@ -57,6 +60,8 @@ def measure_step(frame: Frame, step_tokens: int) -> int:
     advice = "lower --max-step-tokens or --max-running, or use a larger device"
     with room_for(f"a step of {step_tokens} tokens of {count} requests beside the weights", advice):
         engine = frame.engine(step_tokens, int(lens[0]) + 1)
+        with compiled_together():
+            engine.launch(_full_step(count, lens))
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -76,6 +76,7 @@ def test_dummy_weights_too(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("stage", ["engine", "launch", "collect"])
 def test_a_step_that_does_not_fit_names_its_flags(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    pytest.importorskip("triton")
     for name, value in {"synchronize": None, "reset_peak_memory_stats": None, "memory_allocated": 0}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     engine = SimpleNamespace(launch=lambda plan: plan, collect=lambda ticket: None)
@@ -88,6 +89,7 @@ def test_a_step_that_does_not_fit_names_its_flags(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_measured_step_is_a_full_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
     plans: list[StepPlan] = []
     names = {"synchronize": None, "reset_peak_memory_stats": None, "memory_allocated": 30, "max_memory_allocated": 100}
     for name, value in names.items():
@@ -98,8 +100,8 @@ def test_the_measured_step_is_a_full_one(monkeypatch: pytest.MonkeyPatch) -> Non
         device=SimpleNamespace(torch_device=None), max_running=4, engine=lambda *args, **options: engine
     )
     assert framing.measure_step(frame, 90) == 70
-    (plan,) = plans
-    assert plan.num_tokens == 90 and plan.num_sequences == 4 and bool(np.all(plan.sampled))
+    compiled, plan = plans
+    assert compiled.num_tokens == plan.num_tokens == 90 and plan.num_sequences == 4 and bool(np.all(plan.sampled))
 
 
 def test_memory_is_printed_with_reasons(tiny_llama: Path) -> None:
