@@ -61,7 +61,7 @@ def plan_pool(
         )
     if tokens > most_useful:
         return Budget(most_useful, f"all that --max-running requests of --max-model-len can use ({rule})")
-    return Budget(tokens, f"{room / 2**30:.2f} GiB of {layout.bytes_per_token} bytes per token ({rule})")
+    return Budget(tokens, f"{layout.bytes_per_token} bytes per token; {rule}")
 
 
 def _room(settings: EngineSettings, device: Device, activations: int) -> tuple[int, str]:
