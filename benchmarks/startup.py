@@ -1,14 +1,16 @@
-"""From starting the interpreter to the first token, with an empty kernel cache and with a filled one.
+"""From starting a process to the first token, with an empty kernel cache and with a filled one.
 
-    python benchmarks/startup.py benchmarks/models/llama3-8b [--json FILE]
+    python benchmarks/startup.py benchmarks/models/llama3-8b [--device cpu] [--json FILE]
 
-Dummy weights of the model's shape, made on the device. Each run is a process of its own; its phases are what it prints
-of itself, the total is measured from outside.
+Dummy weights of the model's shape, made on the device. Twice: the engine alone, whose process prints the time after
+each phase; and `lightllm serve`, from its start until the first token of a streamed completion arrives over HTTP. A
+bare config has no tokenizer, so the prompt is token ids and the tokenizer that of the bundled demo model.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import subprocess
@@ -18,45 +20,98 @@ import time
 from pathlib import Path
 from typing import Any
 
+PORT = 8472
+PROMPT = list(range(100, 228))
+DEMO = Path(__file__).resolve().parents[1] / "lightllm" / "assets" / "demo"
 CHILD = """
 import json, sys, time
 begun = time.time()
+import gc
+gc.disable()
 from pathlib import Path
 from lightllm.bench.pipeline import TokenPipeline
 from lightllm.bench.workloads import WorkloadShape, make_requests
-from lightllm.config.settings import ModelSettings, Settings
+from lightllm.config.settings import EngineSettings, ModelSettings, Settings
 imported = time.time()
-directory = sys.argv[1]
-pipeline = TokenPipeline(Settings(model=ModelSettings(model=directory, dummy=True)), Path(directory))
+model, engine = ModelSettings(model=sys.argv[1], dummy=True), EngineSettings(device=sys.argv[2])
+pipeline = TokenPipeline(Settings(model=model, engine=engine), Path(sys.argv[1]))
+gc.enable()
 built = time.time()
-shape = WorkloadShape("first token", 1, (128, 128), (2, 2))
-pipeline.run(make_requests(shape, pipeline.facts["vocab_size"], seed=1))
-answered = time.time()
-print(json.dumps({"import": imported - begun, "engine": built - imported, "first_tokens": answered - built}))
+shape = WorkloadShape("first tokens", 1, (128, 128), (2, 2))
+times = pipeline.run(make_requests(shape, pipeline.facts["vocab_size"], seed=1)).generated[0].times
+print(json.dumps({"begun": begun, "imported": imported, "built": built, "tokens": [built + t for t in times]}))
 """
 
 
-def run(model: str, cache: str) -> dict[str, Any]:
-    environment = {**os.environ, "TRITON_CACHE_DIR": cache}
-    begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, model], capture_output=True, text=True, check=True, env=environment
-    )
-    total = time.perf_counter() - begun
-    return {**json.loads(done.stdout.strip().splitlines()[-1]), "total": total}
+def start_engine(model: str, device: str, environment: dict[str, str]) -> dict[str, float]:
+    """Seconds of each phase; `total` ends with the first token."""
+    spawned = time.time()
+    command = [sys.executable, "-c", CHILD, model, device]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    at: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    first, second = at["tokens"]
+    return {
+        "interpreter": at["begun"] - spawned,
+        "imports": at["imported"] - at["begun"],
+        "engine": at["built"] - at["imported"],
+        "first token": first - at["built"],
+        "second token": second - first,
+        "total": first - spawned,
+    }
+
+
+def start_server(model: str, device: str, environment: dict[str, str]) -> dict[str, float]:
+    """Seconds from starting the command to the first streamed token."""
+    command = [sys.executable, "-m", "lightllm.cli.main", "serve", model, "--dummy", "--device", device]
+    command += ["--served-model-name", "dummy", "--tokenizer", str(DEMO), "--port", str(PORT)]
+    spawned = time.time()
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        while not stream_token():
+            if server.poll() is not None:
+                sys.exit(f"the server ended with exit code {server.returncode}")
+            time.sleep(0.02)
+        return {"total": time.time() - spawned}
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def stream_token() -> bool:
+    """Ask for a completion; True once its first token has arrived, False while the server is not ready."""
+    body = {"model": "dummy", "prompt": PROMPT, "max_tokens": 2, "temperature": 0, "ignore_eos": True, "stream": True}
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=120)
+    try:
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status == 503:
+            return False
+        first = answer.readline().decode()
+        if answer.status != 200 or not first.startswith("data: {") or "error" in first:
+            sys.exit(f"status {answer.status}: {first}")
+        return True
+    except (ConnectionError, TimeoutError):
+        return False
+    finally:
+        connection.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as cache:
-        results = {name: run(arguments.model, cache) for name in ("empty cache", "filled cache", "filled cache, again")}
-    for name, result in results.items():
-        print(f"{name:20}", "  ".join(f"{phase} {seconds:.2f} s" for phase, seconds in result.items()))
+    results: dict[str, dict[str, float]] = {}
+    for name, start in {"engine": start_engine, "server": start_server}.items():
+        with tempfile.TemporaryDirectory() as cache:
+            for state in ("empty cache", "filled cache", "filled cache, again"):
+                environment = {**os.environ, "TRITON_CACHE_DIR": cache}
+                result = start(arguments.model, arguments.device, environment)
+                results[f"{name}, {state}"] = result
+                print(f"{name}, {state:20}", "  ".join(f"{k} {v:.2f} s" for k, v in result.items()), flush=True)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=1))
+        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,17 @@ def test_floors_without_torch(module: str) -> None:
     assert not loaded & {"torch", "transformers"}
 
 
+@pytest.mark.parametrize("module", ["workers.engine", "workers.entries", "kernels.triton.backend"])
+def test_the_engine_loads_little_beside_torch(module: str) -> None:
+    """Start-up is mostly imports: beside torch the engine's process has three libraries, and Triton on a GPU."""
+    before = modules_after("import torch")
+    added = {name.split(".")[0] for name in modules_after(f"import torch, lightllm.{module}") - before}
+    libraries = added - set(sys.stdlib_module_names) - {name for name in added if name.startswith("_")}
+    assert libraries <= {"lightllm", "numpy", "msgspec", "safetensors", "triton"}
+    heavy = {"torch._dynamo", "torch._inductor", "torch.onnx", "sympy"}
+    assert not heavy & (modules_after(f"import lightllm.{module}") - before)
+
+
 def test_serving_never_loads_transformers() -> None:
     assert "transformers" not in modules_after("from lightllm import LLM; LLM")
 

@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "check": (_module("check"), "compare a model's logits and tokens with a reference"),
     "env": (_module("env"), "show versions, devices and the chosen kernels"),
     "bench offline": (_module("bench_offline"), "measure an engine's speed beside the hardware's bound"),
+    "bench kernels": (_module("bench_kernels"), "time the GPU kernels beside their bounds, or tune them"),
     "bench serve": (_module("bench_serve"), "load a running server: latencies and goodput"),
     "simulate": (_simulate, "try scheduling policies on simulated traffic, without a model"),
 }

@@ -37,7 +37,7 @@ class ModelSettings:
     """Most tokens of prompt and output together; auto: the model's own limit, or what the KV pool holds if less."""
     dummy: bool = False
     """Random weights for a bare config.json, for benchmarks."""
-    seed: int = 0
+    dummy_seed: int = 0
     """Seed of the dummy weights."""
     allow_unknown_config_keys: bool = False
     """Load a config.json with keys that lightllm does not know, at your own risk."""

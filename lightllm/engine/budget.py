@@ -1,8 +1,12 @@
-"""How many tokens the KV pool holds, from measured memory, with the reason in words."""
+"""How many tokens the KV pool holds, from measured memory, with the reason in words; what is said when memory ends."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from lightllm.config.settings import EngineSettings
 from lightllm.device.device import Device, free_memory, total_memory
@@ -23,6 +27,22 @@ class Budget:
     reason: str
 
 
+@contextmanager
+def room_for(what: str, advice: str) -> Iterator[None]:
+    """Turn an allocation that fails within, on host or device, into OutOfMemory: what had no room, what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch has a class for the device's memory only, and a RuntimeError
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"no room for {what}; {advice}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
 def plan_pool(
     layout: KvLayout, settings: EngineSettings, device: Device, most_useful: int, activations: int = 0
 ) -> Budget:
@@ -41,7 +61,7 @@ def plan_pool(
         )
     if tokens > most_useful:
         return Budget(most_useful, f"all that --max-running requests of --max-model-len can use ({rule})")
-    return Budget(tokens, f"{room / 2**30:.2f} GiB of {layout.bytes_per_token} bytes per token ({rule})")
+    return Budget(tokens, f"{layout.bytes_per_token} bytes per token; {rule}")
 
 
 def _room(settings: EngineSettings, device: Device, activations: int) -> tuple[int, str]:

@@ -11,11 +11,12 @@ import torch
 
 from lightllm import envs
 from lightllm.config.settings import ModelSettings, Settings
-from lightllm.device.device import Device, find_device, usable_cores
-from lightllm.engine.budget import plan_pool
+from lightllm.device.device import Device, find_device, free_memory, usable_cores
+from lightllm.engine.budget import plan_pool, room_for
 from lightllm.engine.frame import Frame, measure_step
 from lightllm.engine.runner import Engine
 from lightllm.errors import ConfigError
+from lightllm.kernels.ops.contracts import KernelSet
 from lightllm.kernels.registry import choose_kernels
 from lightllm.models.checkpoint import DummySource, SafetensorsSource
 from lightllm.models.config_reader import ConfigReader
@@ -56,22 +57,24 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
     dtype, why_dtype = _choose_dtype(settings.model, config, device)
     spec = read_model_spec(config, allow_unknown_keys=settings.model.allow_unknown_config_keys)
     limit, why_limit = _position_limit(spec, settings.model)
-    kernels = choose_kernels(device, dtype, spec.head_shape)
-    begun = time.perf_counter()
-    model = _load(settings.model, directory, spec, limit, dtype, device, kernels)
-    loaded_in = time.perf_counter() - begun
+    with room_for("the kernels' workspace", "free memory on the device, or use --device cpu"):
+        kernels = choose_kernels(device, dtype, spec.head_shape)
+    model, weights = _load(settings.model, directory, spec, limit, dtype, device, kernels)
     max_running = settings.scheduler.max_running
     step_tokens = settings.scheduler.max_step_tokens or (CUDA_STEP_TOKENS if device.is_cuda else CPU_STEP_TOKENS)
     frame = Frame(model, kernels, spec, dtype, device, max_running, threads)
     activations = measure_step(frame, step_tokens) if device.is_cuda else 0
-    budget = plan_pool(spec.kv_layout(dtype), settings.engine, device, max_running * limit, activations)
+    layout = spec.kv_layout(dtype)
+    budget = plan_pool(layout, settings.engine, device, max_running * limit, activations)
     max_len = min(limit, budget.tokens)
-    engine = frame.engine(budget.tokens, max_len, graph_tokens=step_tokens if device.is_cuda else 0)
+    pool = f"a KV pool of {budget.tokens} tokens of {layout.bytes_per_token} bytes and the tables of its requests"
+    with room_for(pool, "lower --max-total-tokens, --max-running or --max-model-len"):
+        engine = frame.engine(budget.tokens, max_len, graph_tokens=step_tokens if device.is_cuda else 0)
     resolved = (
         Resolved("device", f"{device.torch_device} ({device.name})", why_device),
-        Resolved("dtype", str(dtype).removeprefix("torch."), why_dtype),
-        Resolved("weights", f"{loaded_in:.2f} s", "time to load"),
-        Resolved("kv pool tokens", budget.tokens, budget.reason),
+        Resolved("dtype", _name(dtype), why_dtype),
+        weights,
+        Resolved("kv pool", f"{budget.tokens} tokens, {_gib(budget.tokens * layout.bytes_per_token)}", budget.reason),
         Resolved("max model len", max_len, why_limit if max_len == limit else "what the KV pool holds"),
         Resolved("max step tokens", step_tokens, f"default on {device.torch_device.type}"),
         *(Resolved(f"kernel {name}", "", reason) for name, reason in kernels.reasons.items()),
@@ -116,14 +119,33 @@ def _load(
     limit: int,
     dtype: torch.dtype,
     device: Device,
-    kernels: Any,
-) -> Decoder:
+    kernels: KernelSet,
+) -> tuple[Decoder, Resolved]:
+    """The model with its weights on the device, and how much memory they take."""
     source: DummySource | SafetensorsSource
-    if settings.dummy:
-        source = DummySource(dtype, device.torch_device, settings.seed)
-    else:
-        source = SafetensorsSource(directory, dtype, device.torch_device)
-    with torch.inference_mode():
-        model = Decoder(spec, source, kernels, limit, device.torch_device)
-    source.close()
-    return model
+    origin = "random" if settings.dummy else "from the checkpoint"
+    advice = "use a smaller model or a device with more memory"
+    if dtype == torch.float32:
+        advice = f"try --dtype bfloat16, {advice}"
+    begun = time.perf_counter()
+    with room_for(f"the weights in {_name(dtype)} ({_gib(free_memory(device))} are free)", advice):
+        if settings.dummy:
+            source = DummySource(dtype, device.torch_device, settings.dummy_seed)
+        else:
+            source = SafetensorsSource(directory, dtype, device.torch_device)
+        try:
+            with torch.inference_mode():
+                model = Decoder(spec, source, kernels, limit, device.torch_device)
+            source.check_all_taken()
+        finally:
+            source.close()
+    reason = f"{origin}, in {time.perf_counter() - begun:.2f} s"
+    return model, Resolved("weights", f"{_gib(source.num_bytes)} of {_name(dtype)}", reason)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

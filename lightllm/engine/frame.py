@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from lightllm.device.device import Device
+from lightllm.engine.budget import room_for
 from lightllm.engine.graphs import StepGraphs
 from lightllm.engine.rows import RowTables
 from lightllm.engine.runner import Engine
-from lightllm.errors import OutOfMemory
 from lightllm.kernels.ops.contracts import KernelSet
 from lightllm.kvcache.pool import KvPool
 from lightllm.models.decoder import Decoder, DecoderSpec
@@ -36,7 +36,7 @@ class Frame:
         """An engine with a pool of `total_tokens` slots for sequences up to `max_len`, and graphs for steps of up to
         `graph_tokens` (0: none)."""
         where = self.device.torch_device
-        pool = self._pool(total_tokens)
+        pool = KvPool(self.spec.kv_layout(self.dtype), total_tokens, where)
         rows = RowTables(self.max_running, max_len, total_tokens, where)
         sampler = Sampler(max_rows=self.max_running, vocab_size=self.spec.vocab_size, device=where)
         graphs = None
@@ -44,34 +44,29 @@ class Frame:
             graphs = StepGraphs(self.model, pool, self.kernels, rows, self.max_running, graph_tokens)
         return Engine(self.model, pool, self.kernels, sampler, rows, self.device, threads=self.threads, graphs=graphs)
 
-    def _pool(self, total_tokens: int) -> KvPool:
-        layout = self.spec.kv_layout(self.dtype)
-        try:
-            return KvPool(layout, total_tokens, self.device.torch_device)
-        except RuntimeError as error:  # what torch raises for want of memory, on a host and on a device
-            size = f"{total_tokens} tokens of {layout.bytes_per_token} bytes"
-            raise OutOfMemory(f"no room for a KV pool of {size}; lower --max-total-tokens") from error
-
 
 def measure_step(frame: Frame, step_tokens: int) -> int:
-    """Bytes that a full step takes at its peak, found by running one; compiles the kernels on the way.
+    """Bytes that a full step takes at its peak, found by running one, its kernels having been compiled together.
 
     The step has as many sequences as may run, all sampled. Raises OutOfMemory when it does not fit at all.
     """
+    # Imported here, where there is a GPU: Triton is optional.
+    from lightllm.kernels.triton.compiling import compiled_together
+
     device = frame.device.torch_device
     count = min(frame.max_running, step_tokens)
     lens = np.full(count, step_tokens // count, np.int32)
     lens[0] += step_tokens - int(lens.sum())
-    try:
+    advice = "lower --max-step-tokens or --max-running, or use a larger device"
+    with room_for(f"a step of {step_tokens} tokens of {count} requests beside the weights", advice):
         engine = frame.engine(step_tokens, int(lens[0]) + 1)
+        with compiled_together():
+            engine.launch(_full_step(count, lens))
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         engine.collect(engine.launch(_full_step(count, lens)))
         peak = torch.cuda.max_memory_allocated(device) - before
-    except torch.OutOfMemoryError as error:
-        message = f"a step of {step_tokens} tokens does not fit beside the weights; lower --max-step-tokens"
-        raise OutOfMemory(f"{message} or --max-running, or use a larger device") from error
     del engine
     torch.cuda.empty_cache()
     return int(peak)

@@ -1,10 +1,17 @@
-"""Reading weights: a directory of safetensors files, or random ones for a bare config. Strict both ways."""
+"""Reading weights: a directory of safetensors files, or random ones for a bare config. Strict both ways.
+
+On a CPU a weight that has the right dtype is a view of the file; on a GPU it is read straight to the device by several
+threads. What layers fuse is written into its place in the fused tensor, never concatenated.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lightllm.device.file_reader import FileReader, StoredTensor
 from lightllm.errors import CheckpointError
 
 _LEFTOVERS = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "attention.masked_bias", "attn.masked_bias")
 """Buffers that old checkpoints carry and nobody needs."""
+_SMALL_BYTES = 1 << 20
 
 
 class SafetensorsSource:
@@ -24,40 +33,117 @@ class SafetensorsSource:
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
         self._directory = directory
         self._dtype, self._device = dtype, device
-        self._files: dict[Path, Any] = {}
+        self._files: dict[Path, _File] = {}
         self._homes = _find_tensors(directory)
-        self._taken: set[str] = set()
-
-    def has(self, name: str) -> bool:
-        return name in self._homes
+        self._untaken = set(self._homes)
+        self._waiting = Counter(self._homes.values())
+        self._reader = None if device.type == "cpu" else FileReader(device)
+        self.num_bytes = 0
+        """Bytes of the tensors given so far."""
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.take_stacked([(name, shape)])
+
+    def take_stacked(self, parts: Sequence[tuple[str, tuple[int, ...]]]) -> Tensor:
+        stored = [(name, self._view(name, shape)) for name, shape in parts]
+        only = stored[0][1]
+        if self._reader is None and len(parts) == 1 and only.nbytes > _SMALL_BYTES:
+            tensor = only.to(self._dtype)
+        else:  # a small view is not worth the mapping of the whole file that it would keep alive
+            tensor = _empty_stack(parts, self._dtype, self._device)
+            self._load(stored, tensor)
+        for name, _ in parts:
+            self._let_go(name)
+        self.num_bytes += tensor.nbytes
+        return tensor
+
+    def ignore(self, name: str) -> None:
+        if name in self._untaken:
+            self._let_go(name)
+
+    def check_all_taken(self) -> None:
+        """Raise CheckpointError if the checkpoint has weights that no layer took."""
+        left = sorted(name for name in self._untaken if not name.endswith(_LEFTOVERS))
+        if left:
+            shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+            raise CheckpointError(f"{self._directory} has weights the model does not use: {shown}", param=left[0])
+
+    def close(self) -> None:
+        """Close the files and give back what reading took; weights that were taken stay."""
+        if self._reader is not None:
+            self._reader.close()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _view(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The weight as the file has it, not read yet."""
         if name not in self._homes:
             raise CheckpointError(f"{self._directory} lacks the weight {name} {list(shape)}", param=name)
-        self._taken.add(name)
-        tensor: Tensor = self._open(self._homes[name]).get_tensor(name)
+        tensor = self._open(self._homes[name]).view(name)
         if tuple(tensor.shape) != shape:
             message = f"weight {name} has shape {list(tensor.shape)}, the config calls for {list(shape)}"
             raise CheckpointError(f"{self._directory}: {message}", param=name)
         if not tensor.is_floating_point():
             raise CheckpointError(f"{self._directory}: weight {name} holds {tensor.dtype}, no floats", param=name)
-        return tensor.to(device=self._device, dtype=self._dtype)
+        return tensor
 
-    def close(self) -> None:
-        """Raise CheckpointError if the checkpoint has weights that no layer took."""
-        self._files.clear()
-        left = sorted(n for n in self._homes if n not in self._taken and not n.endswith(_LEFTOVERS))
-        if left:
-            shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-            raise CheckpointError(f"{self._directory} has weights the model does not use: {shown}", param=left[0])
+    def _let_go(self, name: str) -> None:
+        """Nobody needs `name` any more; a file of which that is true in whole is closed."""
+        self._untaken.discard(name)
+        path = self._homes[name]
+        self._waiting[path] -= 1
+        if not self._waiting[path] and path in self._files:
+            self._files.pop(path).close()
 
-    def _open(self, path: Path) -> Any:
+    def _load(self, parts: Sequence[tuple[str, Tensor]], target: Tensor) -> None:
+        """Write the stored weights into `target`, one after the other."""
+        places = target.split([len(stored) for _, stored in parts])
+        if self._reader is None:
+            for (_, stored), place in zip(parts, places, strict=True):
+                place.copy_(stored)
+            return
+        jobs = []
+        for (name, stored), place in zip(parts, places, strict=True):
+            file = self._open(self._homes[name])
+            jobs.append((StoredTensor(file.fd, file.offsets[name], stored.dtype), place))
+        try:
+            self._reader.read(jobs)
+        except OSError as error:
+            names = " and ".join(name for name, _ in parts)
+            raise CheckpointError(f"{self._directory}: cannot read {names}: {error}", param=parts[0][0]) from error
+
+    def _open(self, path: Path) -> _File:
         if path not in self._files:
             try:
-                self._files[path] = safe_open(path, framework="pt", device="cpu")
+                self._files[path] = _File(path)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
         return self._files[path]
+
+
+class _File:
+    """A safetensors file: a handle that has checked its header, a descriptor, and where in it each tensor begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle: Any = safe_open(path, framework="pt", device="cpu")
+        self.fd = os.open(path, os.O_RDONLY)
+        length = int.from_bytes(os.pread(self.fd, 8, 0), "little")
+        header: dict[str, Any] = json.loads(os.pread(self.fd, length, 8))
+        header.pop("__metadata__", None)
+        self.offsets = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+
+    def view(self, name: str) -> Tensor:
+        """A tensor that maps its part of the file. Raises CheckpointError if an index promised what is not here."""
+        try:
+            tensor: Tensor = self._handle.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{self._path} lacks the weight {name}", param=name) from error
+        return tensor
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 class DummySource:
@@ -65,21 +151,36 @@ class DummySource:
 
     def __init__(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
         self._dtype, self._device, self._seed = dtype, device, seed
-
-    def has(self, name: str) -> bool:
-        return False
+        self.num_bytes = 0
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if len(shape) == 1 and name.endswith("norm.weight"):
-            return torch.ones(shape, dtype=self._dtype, device=self._device)
-        generator = torch.Generator(self._device).manual_seed(self._seed ^ zlib.crc32(name.encode()))
-        tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
-        if math.prod(shape) == 0:
-            return tensor
-        return tensor.normal_(0.0, 0.02, generator=generator)
+        return self.take_stacked([(name, shape)])
+
+    def take_stacked(self, parts: Sequence[tuple[str, tuple[int, ...]]]) -> Tensor:
+        target = _empty_stack(parts, self._dtype, self._device)
+        for (name, shape), place in zip(parts, target.split([shape[0] for _, shape in parts]), strict=True):
+            if len(shape) == 1 and name.endswith("norm.weight"):
+                place.fill_(1.0)
+            elif math.prod(shape):
+                generator = torch.Generator(self._device).manual_seed(self._seed ^ zlib.crc32(name.encode()))
+                place.normal_(0.0, 0.02, generator=generator)
+        self.num_bytes += target.nbytes
+        return target
+
+    def ignore(self, name: str) -> None:
+        pass
+
+    def check_all_taken(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
+
+
+def _empty_stack(parts: Sequence[tuple[str, tuple[int, ...]]], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for tensors that differ in their first dimension only, one after the other."""
+    rows = sum(shape[0] for _, shape in parts)
+    return torch.empty((rows, *parts[0][1][1:]), dtype=dtype, device=device)
 
 
 def _find_tensors(directory: Path) -> dict[str, Path]:

@@ -120,10 +120,10 @@ class Decoder:
         self._blocks = [DecoderBlock(spec, layer, source, scheme) for layer in range(spec.num_layers)]
         self._norm = source.take("model.norm.weight", (spec.hidden_size,))
         head = self._embedding
-        if not spec.tied_head:
+        if spec.tied_head:
+            source.ignore("lm_head.weight")
+        else:
             head = source.take("lm_head.weight", (spec.vocab_size, spec.hidden_size))
-        elif source.has("lm_head.weight"):
-            source.take("lm_head.weight", (spec.vocab_size, spec.hidden_size))
         self._head = kernels.pack_linear(head, None)
         self._angles = RotaryAngles(spec.rope, max_len, device)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-
 from lightllm.kernels.ops.contracts import KernelSet, LinearOp
 from lightllm.quant.weights import WeightSource
 
@@ -30,7 +28,6 @@ class PlainWeights:
         self._kernels = kernels
 
     def linear(self, source: WeightSource, parts: Sequence[tuple[str, int]], in_dim: int, bias: bool) -> LinearOp:
-        weights = [source.take(f"{name}.weight", (out, in_dim)) for name, out in parts]
-        biases = [source.take(f"{name}.bias", (out,)) for name, out in parts] if bias else []
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return self._kernels.pack_linear(weight, torch.cat(biases) if biases else None)
+        weight = source.take_stacked([(f"{name}.weight", (out, in_dim)) for name, out in parts])
+        bias_parts = [(f"{name}.bias", (out,)) for name, out in parts]
+        return self._kernels.pack_linear(weight, source.take_stacked(bias_parts) if bias else None)

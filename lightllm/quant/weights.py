@@ -1,11 +1,12 @@
 """The seam between layers and checkpoints: a layer takes its tensors by name and shape, nothing else.
 
 Loading is strict both ways: a missing or mis-shaped tensor raises when it is taken, and a tensor nobody took raises
-when the source is closed. A layer that renames, fuses or transposes does so where it takes.
+at the end. A layer that renames, fuses or transposes does so where it takes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -18,6 +19,13 @@ class WeightSource(Protocol):
         """The tensor `name`. Raises CheckpointError if it is missing or of another shape (both are named)."""
         ...
 
-    def has(self, name: str) -> bool:
-        """Whether the checkpoint has `name`."""
+    def take_stacked(self, parts: Sequence[tuple[str, tuple[int, ...]]]) -> Tensor:
+        """Tensors (name, shape) as one, in order along the first dimension; each is read into its place.
+
+        Raises what `take` raises.
+        """
+        ...
+
+    def ignore(self, name: str) -> None:
+        """The checkpoint may have `name`, and nobody needs it."""
         ...

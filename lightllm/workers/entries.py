@@ -1,27 +1,30 @@
 """What the engine process and the detokenizer process run: the pieces put together, then the loop.
 
 Functions that the supervisor names as "lightllm.workers.entries:engine"; each gets a Worker. Heavy imports are local,
-so that the detokenizer never loads torch.
+so that the detokenizer never loads torch and the engine no tokenizer.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+from typing import TYPE_CHECKING
 
 from lightllm.config.locate import find_model, find_tokenizer
 from lightllm.config.settings import ModelSettings
 from lightllm.metrics import MetricSet
 from lightllm.protocol.messages import DetokenizerInbox, EngineInbox, FrontendInbox, TextBatch
-from lightllm.text.tokenizer import Tokenizer
-from lightllm.workers.detokenizer import DetokenizerLoop
 from lightllm.workers.process import Worker
+
+if TYPE_CHECKING:
+    from lightllm.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 
 def engine(worker: Worker) -> None:
     """Load the model, report what it is, run the engine loop."""
+    gc.disable()  # what is imported and built stays: looking through it again and again takes a fifth of the imports
     from lightllm.workers.engine import EngineLoop, build_parts
     from lightllm.workers.meters import EngineMeters
 
@@ -33,12 +36,15 @@ def engine(worker: Worker) -> None:
     meters = EngineMeters(MetricSet(worker.board), parts.scheduler)
     loop = EngineLoop(parts, worker.receivers(EngineInbox), outbox, generation=worker.generation, meters=meters)
     gc.freeze()
+    gc.enable()
     worker.ready(parts.facts)
     loop.run()
 
 
 def detokenizer(worker: Worker) -> None:
     """Load the tokenizer, run the detokenizer loop."""
+    from lightllm.workers.detokenizer import DetokenizerLoop
+
     tokenizer = load_tokenizer(worker.settings.model)
     MetricSet(worker.board)
     count = worker.settings.server.frontends
@@ -56,6 +62,8 @@ def detokenizer(worker: Worker) -> None:
 
 def load_tokenizer(model: ModelSettings) -> Tokenizer:
     """The tokenizer that goes with a model. Raises ConfigError or CheckpointError."""
+    from lightllm.text.tokenizer import Tokenizer
+
     return Tokenizer.load(find_tokenizer(model.tokenizer, find_model(model.model)))
 
 

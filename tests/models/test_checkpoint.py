@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from lightllm import LLM, LightLLMError, SamplingParams
+from lightllm.device.file_reader import FileReader
 from lightllm.errors import CheckpointError, ConfigError, OutOfMemory
+from lightllm.models.checkpoint import DummySource, SafetensorsSource
 
 
 @pytest.fixture
@@ -175,3 +178,86 @@ def test_context_beyond_the_model(tiny_llama: Path) -> None:
 def test_no_room_names_the_flag(tiny_llama: Path) -> None:
     error = refusal(tiny_llama, memory_fraction=1e-9)
     assert isinstance(error, OutOfMemory) and "--memory-fraction" in error.message
+
+
+NAMES_AND_SHAPES = (("first", (3, 5)), ("second", (4, 5)), ("third", (2000, 200)), ("norm", (5,)))
+
+
+@pytest.fixture(params=["mapped", "read", pytest.param("cuda", marks=pytest.mark.gpu)])
+def make_source(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., SafetensorsSource]:
+    """A source over two files: on a CPU as it is, with the GPU's reader on a CPU, and on a GPU."""
+
+    def make(dtype: torch.dtype = torch.float32) -> SafetensorsSource:
+        generator = torch.Generator().manual_seed(1)
+        tensors = {name: torch.randn(shape, generator=generator) for name, shape in NAMES_AND_SHAPES}
+        save_file({"first": tensors.pop("first")}, tmp_path / "a.safetensors")
+        save_file(tensors, tmp_path / "b.safetensors")
+        device = torch.device("cuda" if request.param == "cuda" else "cpu")
+        source = SafetensorsSource(tmp_path, dtype, device)
+        if request.param == "read":
+            source._reader = FileReader(device, threads=2, piece_bytes=1 << 10)
+        return source
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_stacked_in_order(make_source: Callable[..., SafetensorsSource], dtype: torch.dtype) -> None:
+    source = make_source(dtype)
+    stacked = source.take_stacked(NAMES_AND_SHAPES[:2]).cpu()
+    large = source.take(*NAMES_AND_SHAPES[2]).cpu()
+    source.ignore("norm")
+    source.ignore("not there either")
+    source.check_all_taken()
+    source.close()
+    generator = torch.Generator().manual_seed(1)
+    first, second, third = (torch.randn(shape, generator=generator).to(dtype) for _, shape in NAMES_AND_SHAPES[:3])
+    assert torch.equal(stacked, torch.cat([first, second])) and torch.equal(large, third)
+
+
+def test_a_weight_left_over_is_named(make_source: Callable[..., SafetensorsSource]) -> None:
+    source = make_source()
+    source.take(*NAMES_AND_SHAPES[0])
+    source.take(*NAMES_AND_SHAPES[2])
+    with pytest.raises(CheckpointError, match="norm, second"):
+        source.check_all_taken()
+    source.close()
+
+
+def test_one_bad_part_of_a_stack_is_named(make_source: Callable[..., SafetensorsSource]) -> None:
+    source = make_source()
+    with pytest.raises(CheckpointError, match=r"second has shape \[4, 5\], the config calls for \[9, 5\]"):
+        source.take_stacked([NAMES_AND_SHAPES[0], ("second", (9, 5))])
+    with pytest.raises(CheckpointError, match=r"lacks the weight fourth \[4, 5\]"):
+        source.take_stacked([NAMES_AND_SHAPES[0], ("fourth", (4, 5))])
+    source.close()
+
+
+def test_a_file_cut_while_it_is_read(make_source: Callable[..., SafetensorsSource], tmp_path: Path) -> None:
+    source = make_source()
+    if source._reader is None:
+        pytest.skip("a mapped file that is cut ends the process")
+    source.take("norm", (5,))
+    with (tmp_path / "b.safetensors").open("r+b") as file:
+        file.truncate(1 << 12)
+    with pytest.raises(CheckpointError, match=r"cannot read third: the file ends before byte"):
+        source.take("third", (2000, 200))
+    source.close()
+
+
+def test_an_index_that_promises_too_much(broken: Path) -> None:
+    names = [*load_file(broken / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"]
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "lacks the weight model.layers.1.mlp.up_proj.weight" in refusal(broken).message
+
+
+def test_dummy_weights_are_the_same_alone_and_stacked() -> None:
+    source = DummySource(torch.float32, torch.device("cpu"), seed=4)
+    stacked = source.take_stacked([("a", (30, 20)), ("b", (7, 20))])
+    assert torch.equal(stacked[:30], source.take("a", (30, 20)))
+    assert not torch.equal(stacked[:7], stacked[30:])
+    assert torch.equal(source.take("x_norm.weight", (3,)), torch.ones(3))

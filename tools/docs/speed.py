@@ -18,6 +18,9 @@ Every figure stands beside its bound and the command that made it. To measure yo
     lightllm bench offline MODEL                                   five workloads on an engine by itself
     lightllm bench offline benchmarks/models/llama3-8b --dummy     the same for a bare config.json, random weights
     lightllm bench serve --url http://127.0.0.1:8000               what the clients of a running server see
+    lightllm bench kernels MODEL                                   each GPU kernel at the model's sizes
+    lightllm bench kernels MODEL --tune                            measure which kernels the engine shall use for it
+    python benchmarks/startup.py MODEL                             from starting a process to the first token
     python benchmarks/cpu_vs_transformers.py                       beside Transformers, on a CPU
 
 ## Workloads

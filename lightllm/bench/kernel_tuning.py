@@ -1,0 +1,140 @@
+"""Measuring which kernel computes each matrix product of a model fastest: the tables of `lightllm/kernels/tuned`.
+
+The candidates are compiled together beforehand; each is then checked against the vendor's product and timed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+from lightllm.bench.kernel_timing import time_launches
+from lightllm.bench.kernels import Inputs, ModelShape, product_weights
+from lightllm.errors import ConfigError
+from lightllm.kernels.triton.compiling import compiled_together
+from lightllm.kernels.triton.linear_choice import MOST_VECTOR_TOKENS, Choice, Tile, Vector, table_name, write_choice
+from lightllm.kernels.triton.linear_op import SplitWorkspace, multiply_tile, multiply_vector
+
+TOKENS = (1, 2, 4, 8, 16, 32, 64)
+VECTOR_BLOCKS = ((512, 2), (1024, 2), (1024, 4), (2048, 4), (2048, 8), (4096, 8))
+"""Columns at a time, warps."""
+TILE_BLOCKS = ((64, 64, 6), (64, 128, 3), (64, 128, 5), (64, 256, 3), (128, 64, 4), (128, 128, 3))
+"""Rows and columns of the weight at a time, pipeline stages."""
+TOLERANCE = 0.1
+"""Products of weights scaled to one differ by less in half precision."""
+
+Table = dict[str, dict[str, list[str | int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The best choice for a weight [num_rows, size] and a number of tokens, and the seconds every candidate took."""
+
+    model: str
+    weight: str
+    num_rows: int
+    size: int
+    tokens: int
+    choice: Choice
+    seconds: float
+    vendor_seconds: float
+    tried: dict[str, float] = field(default_factory=dict)
+
+
+def candidates(tokens: int) -> list[Vector | Tile]:
+    """What is worth trying for so many tokens."""
+    found: list[Vector | Tile] = []
+    if tokens <= MOST_VECTOR_TOKENS:
+        most_registers = 4096 if tokens == 1 else 2048
+        found += [
+            Vector(rows, block, warps, ahead)
+            for rows in (1, 2, 4)
+            for block, warps in VECTOR_BLOCKS
+            for ahead in ((0, 1056, 2112) if tokens == 1 else (0, 1056))
+            if rows * tokens * block // warps <= most_registers
+        ]
+    if tokens > 1:
+        found += [Tile(n, k, split, stages, 4) for n, k, stages in TILE_BLOCKS for split in (1, 2, 4)]
+    return found
+
+
+def tune(models: Sequence[ModelShape], inputs: Inputs) -> Iterator[Tuned]:
+    """The best for every weight and number of tokens, as it is found."""
+    workspace = SplitWorkspace(inputs.device)
+    for model in models:
+        for name, (num_rows, size) in model.weights().items():
+            weights = product_weights(num_rows, size, inputs)
+            _compile(weights[0], inputs, workspace)
+            for tokens in TOKENS:
+                yield _tune_product(model.name, name, inputs.random(tokens, size), weights, workspace)
+
+
+def _compile(weight: Tensor, inputs: Inputs, workspace: SplitWorkspace) -> None:
+    with compiled_together():
+        for tokens in TOKENS:
+            x = inputs.random(tokens, weight.shape[1])
+            for choice in candidates(tokens):
+                with suppress(Exception):  # what cannot be launched is told apart when it is timed
+                    multiply(x, weight, choice, workspace)
+
+
+def _tune_product(model: str, name: str, x: Tensor, weights: Sequence[Tensor], workspace: SplitWorkspace) -> Tuned:
+    expected = linear(x, weights[0]).float()
+    repeats = max(1, 16 // len(weights))
+    vendor = time_launches([partial(linear, x, weight) for weight in weights] * repeats)
+    best: tuple[float, Choice] = (vendor, None)
+    tried: dict[str, float] = {}
+    for choice in candidates(len(x)):
+        try:
+            error = (multiply(x, weights[0], choice, workspace).float() - expected).abs().max()
+            seconds = time_launches([partial(multiply, x, weight, choice, workspace) for weight in weights] * repeats)
+        except Exception as problem:  # too much shared memory, for example: no candidate on this device
+            if "CUDA error" in str(problem):
+                raise
+            continue
+        if error < TOLERANCE:
+            tried["-".join(map(str, write_choice(choice)))] = seconds
+            best = min(best, (seconds, choice), key=lambda pair: pair[0])
+    num_rows, size = weights[0].shape
+    return Tuned(model, name, num_rows, size, len(x), best[1], best[0], vendor, tried)
+
+
+def multiply(x: Tensor, weight: Tensor, choice: Vector | Tile, workspace: SplitWorkspace) -> Tensor:
+    """x [T, K] times weight [N, K], computed as `choice` says."""
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    if isinstance(choice, Vector):
+        return multiply_vector(x, weight, None, out, choice)
+    return multiply_tile(x, weight, None, out, choice, workspace)
+
+
+def as_table(tuned: Sequence[Tuned]) -> Table:
+    """The choices in the form of the tables."""
+    table: Table = {}
+    for found in tuned:
+        table.setdefault(f"{found.num_rows}x{found.size}", {})[str(found.tokens)] = write_choice(found.choice)
+    return table
+
+
+def installed_table(device_name: str) -> Path:
+    """Where the engine looks for the table of a device."""
+    return Path(str(resources.files("lightllm.kernels"))) / "tuned" / table_name(device_name)
+
+
+def write_table(path: Path, device_name: str, table: Table) -> None:
+    """Write a table, keeping the shapes it already has. Raises ConfigError when that cannot be done."""
+    try:
+        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        content = {"device": device_name, "linear": {**known.get("linear", {}), **table}}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"cannot write the table {path}: {error}", param="table") from error
