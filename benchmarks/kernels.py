@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from lightllm.bench import kernels
 from lightllm.bench.kernel_timing import copies_of, time_launches
-from lightllm.bench.kernels import BUNDLED, Inputs, ModelShape, attention_inputs
+from lightllm.bench.kernels import BUNDLED, Inputs, ModelShape, attention_inputs, decode_plan
 from lightllm.bench.report import command_line, software, write_json
 from lightllm.kernels.ops.contracts import AttentionParams, HeadNorms
 from lightllm.kernels.triton import activation, norm, rotary
@@ -117,8 +117,7 @@ class Step:
         angles = torch.randn(count, model.heads.rotary_dim // 2, device=INPUTS.device)
         self.cos, self.sin = angles.cos(), angles.sin()
         self.attention = TritonAttention(model.heads, INPUTS.device)
-        self.buffers = self.attention.make_buffers(count, count, table)
-        self.attention.plan_into(self.buffers, layout)
+        self.plan = decode_plan(self.attention, layout, table)
         self.params = AttentionParams(scale=dim**-0.5)
         self.embedded = INPUTS.random(count, model.hidden)
         self.bytes = 2 * (model.layers * sum(map(math.prod, shapes.values())) + math.prod(head))
@@ -159,7 +158,7 @@ class Step:
         q = qkv[:, : heads.num_q_heads * heads.head_dim].unflatten(1, (heads.num_q_heads, heads.head_dim))
         if rotation:
             q = rotary.rotary_store(qkv, heads, self.cos, self.sin, self.norms, *pool, self.slots)
-        return (self.attention.run(q, *pool, self.buffers.plan, self.params) if attention else q).flatten(1)
+        return (self.attention.run(q, *pool, self.plan, self.params) if attention else q).flatten(1)
 
 
 def _multiply(op: Any, x: Tensor, vendor: bool) -> Tensor:

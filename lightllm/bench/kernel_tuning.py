@@ -56,10 +56,9 @@ def candidates(tokens: int) -> list[Vector | Tile]:
     if tokens <= MOST_VECTOR_TOKENS:
         most_registers = 4096 if tokens == 1 else 2048
         found += [
-            Vector(rows, block, warps, ahead)
+            Vector(rows, block, warps)
             for rows in (1, 2, 4)
             for block, warps in VECTOR_BLOCKS
-            for ahead in ((0, 1056, 2112) if tokens == 1 else (0, 1056))
             if rows * tokens * block // warps <= most_registers
         ]
     if tokens > 1:

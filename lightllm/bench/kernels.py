@@ -222,9 +222,19 @@ def _decode(heads: HeadShape, lengths: Sequence[int], inputs: Inputs) -> Work:
     size = 2 * keys[1:].nbytes
     pools = [(keys, values)] + [(keys.clone(), values.clone()) for _ in range(copies_of(size) - 1)]
     backend = TritonAttention(heads, inputs.device)
-    buffers = backend.make_buffers(len(lengths), len(lengths), table)
-    backend.plan_into(buffers, layout)
-    return Work([partial(backend.run, q, *pool, buffers.plan, params) for pool in pools], num_bytes=size)
+    plan = decode_plan(backend, layout, table)
+    return Work([partial(backend.run, q, *pool, plan, params) for pool in pools], num_bytes=size)
+
+
+def decode_plan(backend: TritonAttention, layout: SequenceLayout, table: Tensor) -> object:
+    """The plan of a step of decodes as a graph has it."""
+    count = len(layout.rows)
+    host = np.empty(backend.buffer_size(count, count), np.int32)
+    memory = torch.empty(len(host), dtype=torch.int32, device=table.device)
+    buffers = backend.make_buffers(count, count, table, memory)
+    backend.plan_into(buffers, layout, host)
+    memory.copy_(torch.from_numpy(host))
+    return buffers.plan
 
 
 def _prefill(heads: HeadShape, starts: Sequence[int], lens: Sequence[int], inputs: Inputs) -> Work:

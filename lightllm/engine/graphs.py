@@ -140,8 +140,10 @@ class StepGraphs:
         self._memory: Any = None
         self._stream = torch.cuda.Stream()
         # Imported here, where there is a GPU: Triton is optional.
+        from lightllm.kernels.triton.compiling import compiled_together
         from lightllm.kernels.triton.sampling_op import GreedyChooser
 
+        self._compiled_together = compiled_together
         self._greedy = GreedyChooser(self._decodes[-1].sequences, self._device)
 
     def decode(
@@ -241,11 +243,13 @@ class StepGraphs:
         return logits, self._greedy(logits, (rows.history, inputs.rows, inputs.positions)).both
 
     def _capture(self, bucket: _Bucket) -> None:
-        """Run once outside (compiles kernels, settles allocations), then record. The inputs are those of a step to
+        """Compile the kernels, run once outside (settles allocations), then record. The inputs are those of a step to
         come or of none: running it more than once writes the same values to the same places."""
         self._stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
+            with self._compiled_together():
+                self._compute(bucket)
             self._compute(bucket)
             graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
             bucket.outputs = self._compute(bucket)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lightllm.kernels.ops.contracts import Activation, AttentionParams, HeadNorms, HeadShape, KernelSet
 from lightllm.kvcache.pool import KvLayout, KvPool
@@ -131,7 +130,7 @@ class Decoder:
         """Compute a step: write its keys and values into the pool, return the hidden states wanted [N, H]."""
         kernels, eps = self._kernels, self.spec.norm_eps
         cos, sin = self._angles(batch.positions, batch.rope_lens)
-        residual = functional.embedding(batch.token_ids, self._embedding)  # [tokens, H]
+        residual = kernels.embed(batch.token_ids, self._embedding)  # [tokens, H]
         x = kernels.rms_norm(residual, self._blocks[0].input_norm, eps)
         for layer, block in enumerate(self._blocks):
             if layer:

@@ -19,8 +19,8 @@ from lightllm import LLM, SamplingParams
 from lightllm.device.device import find_device
 from lightllm.engine import build as building
 from lightllm.engine import frame as framing
-from lightllm.engine.graphs import DecodeGraphs, DecodeOutput
-from lightllm.engine.transfer import Download, upload
+from lightllm.engine.graphs import DecodeOutput, StepGraphs
+from lightllm.engine.transfer import STEPS, Downloads, upload
 from lightllm.protocol.plan import StepPlan
 
 pytestmark = pytest.mark.gpu
@@ -82,18 +82,20 @@ def check_greedy(reference: LLM, given: list[list[int]], chosen: list[list[int]]
     assert sum(rank == 0 for rank in ranks) >= EXACT_SHARE * len(ranks)
 
 
-def check_argmax(graphs: DecodeGraphs | None) -> None:
+def check_argmax(graphs: StepGraphs | None) -> None:
     """From now on, assert that a graph's greedy ids have the largest of its logits."""
     assert graphs is not None
-    replay = graphs.run
+    replay = graphs.decode
 
-    def checked(*args: Any) -> DecodeOutput:
+    def checked(*args: Any) -> DecodeOutput | None:
         output = replay(*args)
-        best = output.logits.gather(1, output.greedy_ids.long()[:, None])[:, 0]
-        assert torch.equal(best, output.logits.amax(1)) and not output.bad.any()
+        assert output is not None
+        ids, bad = output.chosen[:, : len(output.logits)]
+        best = output.logits.gather(1, ids.long()[:, None])[:, 0]
+        assert torch.equal(best, output.logits.amax(1)) and not bad.any()
         return output
 
-    graphs.run = checked  # type: ignore[method-assign]
+    graphs.decode = checked  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
@@ -131,9 +133,10 @@ def test_replayed_graphs_give_what_eager_steps_give(model: Path, reference: LLM,
             results.append([output.outputs[0].token_ids for output in outputs])
             if graphs:
                 assert engine._graphs is not None
-                sizes = engine._graphs._buckets
+                buckets = engine._graphs._buckets
+                sizes = [size.sequences for size in buckets if size.decodes]
                 assert max(sizes) >= count and min(sizes) == 1
-                assert all(bucket.graph is not None for bucket in sizes.values())
+                assert all(bucket.graph is not None for bucket in buckets.values())
     replayed, eager = results
     check_greedy(reference, given, replayed)
     check_greedy(reference, given, eager)
@@ -156,6 +159,28 @@ def test_logits_of_a_graph_are_those_of_an_eager_step(model: Path) -> None:
         common = sorted(replayed.keys() & eager.keys())
         assert len(common) >= 17
         np.testing.assert_allclose([replayed[i] for i in common], [eager[i] for i in common], atol=ROUNDING)
+
+
+def test_graphs_of_chunks_give_what_eager_steps_give(model: Path, reference: LLM) -> None:
+    """Chunks beside decodes, padded and not, through graphs captured in idle time: every step must find one."""
+    given = prompts(21, longest=90)
+    params = [SamplingParams(temperature=0, max_tokens=5 + i, ignore_eos=True) for i in range(len(given))]
+    with LLM(str(model), **GPU, max_step_tokens=64, chunk_size=40, prefix_cache=False) as llm:
+        engine = llm._parts.engine
+        while engine.prepare_next():
+            pass
+        graphs = engine._graphs
+        assert graphs is not None
+        chunks, seen = graphs.chunks, []
+
+        def watched(*args: Any) -> Any:
+            seen.append(chunks(*args))
+            return seen[-1]
+
+        graphs.chunks = watched  # type: ignore[method-assign]
+        outputs = llm.generate(given, params, progress=False)
+    assert len(seen) > 10 and all(output is not None for output in seen)
+    check_greedy(reference, given, [output.outputs[0].token_ids for output in outputs])
 
 
 def test_a_seed_draws_the_same_tokens_alone_and_in_a_batch(model: Path) -> None:
@@ -229,7 +254,7 @@ def test_arrays_cross_in_one_copy_each_way() -> None:
     tensors = upload(arrays, device)
     assert [tensor.device.type for tensor in tensors] == ["cuda"] * 3
     assert [tensor.tolist() for tensor in tensors] == [array.tolist() for array in arrays]
-    download = Download(device)
+    download = Downloads(device).open()
     hosts = [download.add(tensor * 2) for tensor in tensors]
     download.seal()
     download.wait()
@@ -238,13 +263,15 @@ def test_arrays_cross_in_one_copy_each_way() -> None:
 
 
 def test_a_download_holds_what_was_there_when_it_was_sealed() -> None:
-    """Later work on the stream does not reach back into what is on its way."""
-    tensor = torch.zeros(1 << 20, dtype=torch.int32, device="cuda")
+    """Later work on the stream does not reach back into what is on its way, whether it is small or large."""
+    tensors = [torch.zeros(size, dtype=torch.int32, device="cuda") for size in (100, 1 << 20)]
+    downloads = Downloads(tensors[0].device)
     seen = []
-    for step in range(20):
-        tensor.add_(1)
-        download = Download(tensor.device)
-        seen.append((download, download.add(tensor), step + 1))
+    for step in range(STEPS):
+        download = downloads.open()
+        for tensor in tensors:
+            tensor.add_(1)
+            seen.append((download, download.add(tensor), step + 1))
         download.seal()
     for download, host, value in seen:
         download.wait()

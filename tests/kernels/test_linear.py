@@ -18,7 +18,7 @@ from lightllm.kernels.triton.linear_choice import (
 )
 from lightllm.kernels.triton.linear_op import SplitWorkspace, TritonLinear
 
-KERNELS = [None, Vector(1, 64, 1), Vector(2, 128, 2, ahead=3), Tile(32, 32, 1, 2, 4), Tile(64, 32, 3, 3, 4)]
+KERNELS = [None, Vector(1, 64, 1), Vector(2, 128, 2), Tile(32, 32, 1, 2, 4), Tile(64, 32, 3, 3, 4)]
 SIZES = [(1, 64, 64), (2, 66, 129), (3, 2, 32), (17, 40, 200)]
 
 

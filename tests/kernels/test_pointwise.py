@@ -107,3 +107,10 @@ def test_tokens_are_placed_and_read(count, index_dtype, device):
     expected = reference.place_tokens(history, tables[0], *indices)
     torch.testing.assert_close(tokens.place_tokens(history, tables[1], *indices), expected, rtol=0, atol=0)
     torch.testing.assert_close(tables[1], tables[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_embeddings_are_fetched(size, device, dtype):
+    weight = random(11, size[1], device=device, dtype=dtype)
+    ids = torch.randint(0, 11, (size[0],), dtype=torch.int32, device=device)
+    torch.testing.assert_close(tokens.embed(ids, weight), reference.embed(ids, weight), rtol=0, atol=0)

@@ -126,6 +126,12 @@ class PlaceTokens(Protocol):
         ...
 
 
+class Embed(Protocol):
+    def __call__(self, ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows of weight [vocab, H] at ids [T] integers -> [T, H], a new tensor."""
+        ...
+
+
 class AttentionBackend(Protocol):
     """Attention over the pool in two phases: `plan` does the host work of a step once, `run` serves each layer."""
 
@@ -146,6 +152,7 @@ class KernelSet:
     add_rms_norm: AddRmsNorm
     rotary_store: RotaryStore
     place_tokens: PlaceTokens
+    embed: Embed
     attention: AttentionBackend
     pack_linear: Callable[[Tensor, Tensor | None], LinearOp]
     reasons: dict[str, str]

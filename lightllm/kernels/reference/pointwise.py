@@ -77,3 +77,7 @@ def place_tokens(history: Tensor, table: Tensor, rows: Tensor, positions: Tensor
     rows, positions = rows.long(), positions.long()
     table[rows, positions] = slots.to(table.dtype)
     return history[rows, positions]
+
+
+def embed(ids: Tensor, weight: Tensor) -> Tensor:
+    return functional.embedding(ids, weight)

@@ -1,5 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
-"""The first kernel of a step: notes where each token's KV goes, and reads the token's id. Bound by launch latency."""
+"""The first kernels of a step: note where each token's KV goes, read the token's id, and fetch its embedding.
+
+Few bytes but for long prompts, where the embedding reads and writes H e bytes a token: bound by launch latency.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import cuda as tlx
 
-from lightllm.kernels.triton.launch import launcher_for
+from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 _BLOCK = 128
 
@@ -61,3 +64,30 @@ def place_tokens(history: Tensor, table: Tensor, rows: Tensor, positions: Tensor
             **launcher_for(history.device).options,
         )
     return ids
+
+
+@triton.jit
+def _embed_kernel(ids, weight, out, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < size
+    if PDL:
+        tlx.gdc_launch_dependents()
+        tlx.gdc_wait()
+    row = tl.load(ids + token).to(tl.int64)
+    value = tl.load(weight + row * size + column, mask=inside)
+    tl.store(out + token * size + column, value, mask=inside)
+
+
+def embed(ids: Tensor, weight: Tensor) -> Tensor:
+    """As `Embed`."""
+    count, size = len(ids), weight.shape[1]
+    out = torch.empty(count, size, dtype=weight.dtype, device=weight.device)
+    if count:
+        assert weight.is_contiguous()
+        block = next_power_of_2(size)
+        warps = min(16, max(1, block // 512))
+        _embed_kernel[(count,)](
+            ids, weight, out, size, BLOCK=block, num_warps=warps, **launcher_for(ids.device).options
+        )
+    return out
