@@ -59,8 +59,10 @@ def step(choice):
             out = norm.add_rms_norm(x, x.clone(), x[0], 1e-5)
         multiply_vector(x, torch.ones(64, 64, dtype=dtype), None, out, choice)
 
-with compiled_together():
+with compiled_together(), torch.inference_mode():
     step(Vector(2, 64, 4))
+    x = torch.empty(1 << 20, dtype=torch.int32)
+    assert not any(t.any() for t in (x, torch.empty_like(x), x.new_empty(1 << 20), torch.empty_strided((9,), (7,))))
 assert not launched, launched
 names = sorted(name for name, _ in compiled)
 assert len(names) == 3 and len(set(names)) == 2, names
