@@ -4,7 +4,7 @@ A graph covers a bucket, so many tokens of so many sequences. A smaller step is 
 goes to the spare slot. What varies from step to step is written into one buffer that the graph reads:
 
     inputs [n] int32    rows T | positions T | rope lengths T | slots T | wanted S | their rows S | positions S | items
-    decodes, T = S      ->  logits [S, vocab], token ids and bad flags [2, S]; ids noted in the history
+    decodes, T = S      ->  logits [S, vocab], likeliest ids and bad flags [2, S], noted in the history
     chunks, T > S       ->  hidden states [S, H] of the wanted tokens
 
 Graphs are captured when they are needed, or before while there is nothing else to do, and share one memory pool.
@@ -12,7 +12,9 @@ Graphs are captured when they are needed, or before while there is nothing else 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -26,9 +28,11 @@ from lightllm.kernels.ops.contracts import KernelSet, SequenceLayout
 from lightllm.kvcache.pool import KvPool
 from lightllm.models.decoder import Decoder, ForwardBatch
 
+logger = logging.getLogger(__name__)
+
 DECODE_SIZES = (
     *(1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128),
-    *(160, 192, 224, 256, 320, 384, 448, 512),
+    *(144, 160, 176, 192, 208, 224, 240, 256, 320, 384, 448, 512),
 )
 CHUNK_SEQUENCES = (8, 64, 256)
 LAUNCH_OPERATIONS = 3e11
@@ -69,10 +73,11 @@ class Size:
 @dataclass(frozen=True, slots=True)
 class DecodeOutput:
     """What a graph of decodes leaves for N sequences, until it runs again: logits [N, vocab], rows and positions [N];
-    `chosen` [2, S] is as in `Sampled`, with padding after the first N."""
+    `chosen` [2, S] is as in `Sampled`, with padding after the first N; best [N]: the largest logits."""
 
     logits: Tensor
     chosen: Tensor
+    best: Tensor
     places: tuple[Tensor, Tensor]
 
 
@@ -110,14 +115,13 @@ class _Inputs:
         self._device.copy_(self._hosts[self._turn], non_blocking=True)
 
 
+@dataclass(frozen=True, slots=True)
 class _Bucket:
-    """A size with its inputs and, once captured, its graph and what that leaves."""
+    """A captured graph, its inputs and what it leaves."""
 
-    def __init__(self, size: Size, inputs: _Inputs) -> None:
-        self.size = size
-        self.inputs = inputs
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.outputs: tuple[Tensor, ...] = ()
+    inputs: _Inputs
+    graph: torch.cuda.CUDAGraph
+    outputs: tuple[Tensor, ...]
 
 
 class StepGraphs:
@@ -135,7 +139,7 @@ class StepGraphs:
         self._decodes = list(_decode_sizes(max_sequences))
         layer_tokens = int(LAUNCH_OPERATIONS / (2 * model.spec.layer_params))
         self._chunks = list(_chunk_sizes(min(max_tokens, layer_tokens)))
-        self._buckets: dict[Size, _Bucket] = {}
+        self._buckets: dict[Size, _Bucket | None] = {}
         self._wanted_before: set[Size] = set()
         self._memory: Any = None
         self._stream = torch.cuda.Stream()
@@ -152,14 +156,12 @@ class StepGraphs:
         """A step of S sequences of one token each, all sampled; None when there is no graph for so many."""
         count = len(layout.rows)
         size = next((size for size in self._decodes if size.sequences >= count), None)
-        if size is None:
+        bucket = self._run(size, layout, (layout.rows, layout.starts, rope_lens, slots))
+        if bucket is None:
             return None
-        bucket = self._bucket(size)
-        self._write(bucket, layout, (layout.rows, layout.starts, rope_lens, slots))
-        self._replay(bucket)
-        logits, chosen = bucket.outputs
+        logits, chosen, best = bucket.outputs
         rows, positions = bucket.inputs.rows, bucket.inputs.positions
-        return DecodeOutput(logits[:count], chosen, (rows[:count], positions[:count]))
+        return DecodeOutput(logits[:count], chosen, best[:count], (rows[:count], positions[:count]))
 
     def chunks(
         self,
@@ -174,15 +176,13 @@ class StepGraphs:
         """
         fits = (size for size in self._chunks if size.tokens >= len(slots) and size.sequences >= len(layout.rows))
         size = next(fits, None)
-        if size is None:
-            return None
-        if size not in self._buckets and size not in self._wanted_before:
+        if size is not None and size not in self._buckets and size not in self._wanted_before:
             self._wanted_before.add(size)
             return None
-        bucket = self._bucket(size)
         tokens = (flat.rows, flat.positions, flat.rope_lens, slots)
-        self._write(bucket, layout, tokens, (wanted, flat.rows[wanted], flat.positions[wanted]))
-        self._replay(bucket)
+        bucket = self._run(size, layout, tokens, (wanted, flat.rows[wanted], flat.positions[wanted]))
+        if bucket is None:
+            return None
         rows, positions = bucket.inputs.places
         return ChunkOutput(bucket.outputs[0][: len(wanted)], (rows[: len(wanted)], positions[: len(wanted)]))
 
@@ -191,72 +191,106 @@ class StepGraphs:
         size = next((size for size in (*self._decodes, *self._chunks) if size not in self._buckets), None)
         if size is None:
             return False
-        bucket = self._bucket(size)
         nothing = np.empty(0, np.int32)
-        self._write(bucket, SequenceLayout(nothing, nothing, nothing), (nothing,) * 4)
-        self._capture(bucket)
+        self._run(size, SequenceLayout(nothing, nothing, nothing), (nothing,) * 4)
         return True
 
-    def _bucket(self, size: Size) -> _Bucket:
-        if size not in self._buckets:
-            self._buckets[size] = _Bucket(size, _Inputs(size, self._rows, self._attention, self._device))
-        return self._buckets[size]
-
-    def _write(
+    def _run(
         self,
-        bucket: _Bucket,
+        size: Size | None,
         layout: SequenceLayout,
         tokens: tuple[NDArray[Any], ...],
         wanted: tuple[NDArray[Any], ...] = (),
+    ) -> _Bucket | None:
+        """Run a step through its bucket's graph, capturing it first if need be; None if there is no room for one.
+
+        tokens: rows, positions, rope lengths and slots [T]; wanted: tokens, their rows and positions [N].
+        """
+        if size is None:
+            return None
+        if size not in self._buckets:
+            self._buckets[size] = self._capture(size, layout, tokens, wanted)
+        bucket = self._buckets[size]
+        if bucket is not None:
+            self._write(bucket.inputs, layout, tokens, wanted)
+            bucket.graph.replay()
+        return bucket
+
+    def _write(
+        self,
+        inputs: _Inputs,
+        layout: SequenceLayout,
+        tokens: tuple[NDArray[Any], ...],
+        wanted: tuple[NDArray[Any], ...],
     ) -> None:
-        """Send a step: rows, positions, rope lengths and slots [T]; wanted tokens, their rows and positions [N]."""
-        *arrays, items = bucket.inputs.next_host()
+        *arrays, items = inputs.next_host()
         padding = (self._rows.spare_row, 0, 1, self._pool.total, 0, self._rows.spare_row, 0)
         for array, values, rest in zip(arrays, (*tokens, *wanted), padding, strict=False):
             array[: len(values)] = values
             array[len(values) :] = rest
-        self._attention.plan_into(bucket.inputs.attention, layout, items)
-        bucket.inputs.send()
+        self._attention.plan_into(inputs.attention, layout, items)
+        inputs.send()
 
-    def _replay(self, bucket: _Bucket) -> None:
-        if bucket.graph is None:
-            self._capture(bucket)
-        assert bucket.graph is not None
-        bucket.graph.replay()
-
-    def _compute(self, bucket: _Bucket) -> tuple[Tensor, ...]:
+    def _compute(self, size: Size, inputs: _Inputs) -> tuple[Tensor, ...]:
         """What the graph records."""
-        inputs, rows = bucket.inputs, self._rows
+        rows = self._rows
         ids = self._kernels.place_tokens(rows.history, rows.table, inputs.rows, inputs.positions, inputs.slots)
         batch = ForwardBatch(
             token_ids=ids,
             positions=inputs.positions,
             rope_lens=inputs.rope_lens,
             slots=inputs.slots,
-            wanted=None if bucket.size.decodes else inputs.wanted,
+            wanted=None if size.decodes else inputs.wanted,
             attention_plan=inputs.attention.plan,
         )
         hidden = self._model.forward(batch, self._pool)
-        if not bucket.size.decodes:
+        if not size.decodes:
             return (hidden,)
         logits = self._model.logits(hidden)
-        return logits, self._greedy(logits, (rows.history, inputs.rows, inputs.positions)).both
+        greedy = self._greedy(logits, (rows.history, inputs.rows, inputs.positions))
+        return logits, greedy.both, greedy.best
 
-    def _capture(self, bucket: _Bucket) -> None:
+    def _capture(
+        self,
+        size: Size,
+        layout: SequenceLayout,
+        tokens: tuple[NDArray[Any], ...],
+        wanted: tuple[NDArray[Any], ...],
+    ) -> _Bucket | None:
         """Compile the kernels, run once outside (settles allocations), then record. The inputs are those of a step to
         come or of none: running it more than once writes the same values to the same places."""
-        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            inputs = _Inputs(size, self._rows, self._attention, self._device)
+            self._write(inputs, layout, tokens, wanted)
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                with self._compiled_together():
+                    self._compute(size, inputs)
+                self._compute(size, inputs)
+                graph, outputs = self._record(size, inputs)
+        except torch.OutOfMemoryError:
+            logger.warning(
+                "no room for a graph of %d tokens: such steps are launched kernel by kernel, which is slower for small "
+                "models; lower --memory-fraction",
+                size.tokens,
+            )
+            return None
+        finally:
+            torch.cuda.current_stream().wait_stream(self._stream)
+        return _Bucket(inputs, graph, outputs)
+
+    def _record(self, size: Size, inputs: _Inputs) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            with self._compiled_together():
-                self._compute(bucket)
-            self._compute(bucket)
-            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
-            bucket.outputs = self._compute(bucket)
-            graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+        try:
+            outputs = self._compute(size, inputs)
+        except BaseException:
+            with suppress(RuntimeError):  # what went wrong may have ended the capture
+                graph.capture_end()
+            raise
+        graph.capture_end()
         self._memory = self._memory or graph.pool()
-        bucket.graph = graph
+        return graph, outputs
 
 
 def _decode_sizes(max_sequences: int) -> Iterator[Size]:

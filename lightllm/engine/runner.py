@@ -97,7 +97,12 @@ class Engine:
         """Begin a step; the device works on it after those launched before."""
         if self._thread is not None:
             return Ticket(plan.step, self._thread.submit(lambda: self._enqueue(plan).finish()))
-        return Ticket(plan.step, self._enqueue(plan))
+        try:
+            return Ticket(plan.step, self._enqueue(plan))
+        except Exception as error:  # told when it is collected, as on a CPU
+            failed: Future[StepResult] = Future()
+            failed.set_exception(error)
+            return Ticket(plan.step, failed)
 
     def collect(self, ticket: Ticket) -> StepResult:
         """Wait for a step. Raises what the step raised. Its seconds begin when the one before it was done."""
@@ -164,7 +169,8 @@ class Engine:
                 host = download.add(output.chosen)[:, : len(sampled)]
                 chosen = Sampled(host, None, sampling.logprob_rows, sampling.logprob_counts)
             else:
-                chosen = self._sampler.sample(output.logits, sampling, self._rows.history, output.places)
+                likeliest = (output.chosen[:, : len(sampled)], output.best)
+                chosen = self._sampler.sample(output.logits, sampling, self._rows.history, output.places, likeliest)
                 chosen = _send_sampled(chosen, download)
         else:
             flat = FlatTokens(plan, self._rows.prompt_lens(plan.rows))

@@ -37,9 +37,12 @@ __all__ = ["LogprobTensors", "Sampled", "Sampler", "SamplingBatch", "TokenMasks"
 Places = tuple[Tensor, Tensor]
 """Row of the history [N] and position [N] of each row's last known token, on the device; the chosen one follows it."""
 
-Choose = Callable[[Tensor, DrawPlan | None, Tensor, Places | None], Tensor]
-"""Edited logits [N, vocab], which may be overwritten, the draw, and the history with the places where ids are noted:
-token ids and bad flags [2, N] int32."""
+Likeliest = tuple[Tensor, Tensor]
+"""The likeliest token ids and bad flags [2, N] int32, noted in the history already, and the largest logits [N]."""
+
+Choose = Callable[[Tensor, DrawPlan | None, Tensor, Places | None, Likeliest | None], Tensor]
+"""Edited logits [N, vocab], which may be overwritten, the draw, the history with the places where ids are noted, and
+what is known of the likeliest: token ids and bad flags [2, N] int32."""
 
 NO_LOGPROBS = -1
 
@@ -156,12 +159,14 @@ class Sampler:
         batch: SamplingBatch,
         history: Tensor,
         places: Places | None = None,
+        likeliest: Likeliest | None = None,
         masks: TokenMasks | None = None,
     ) -> Sampled:
         """Choose a token for each row of logits [N, vocab] (any float dtype; may be overwritten).
 
         `history` [max_rows, max_len] int32 holds each row's known tokens; the chosen ones are noted in it if `places`
-        says where. `masks` are this step's grammar masks.
+        says where. `likeliest`, if known, is of the logits as they are, and may be overwritten. `masks` are this
+        step's grammar masks.
         """
         unchanged = batch.draw is None and not batch.edits and masks is None
         if batch.edits or masks is not None or not logits.is_cuda:
@@ -172,7 +177,7 @@ class Sampler:
             apply_masks(logits, masks, Transfer(self._device))
         for edit in batch.edits:
             edit.apply(logits, history)
-        chosen = self._choose(logits, batch.draw, history, places)
+        chosen = self._choose(logits, batch.draw, history, places, likeliest if unchanged else None)
         logprobs = None
         if raw is not None and batch.logprob_indices is not None:
             logprobs = score(raw, chosen[0, batch.logprob_indices.tensor], int(batch.logprob_counts.max()))
@@ -196,15 +201,18 @@ def _raw_rows(logits: Tensor, batch: SamplingBatch, unchanged: bool) -> Tensor |
 def _choose_on_cuda(max_rows: int, device: torch.device) -> Choose:
     """The kernels that do the same as `_choose` in a few launches, and read logits of any float dtype."""
     if find_spec("triton") is None:
-        return lambda logits, plan, *noted: _choose(logits.float().contiguous(), plan, *noted)
-    from lightllm.kernels.triton.sampling_op import Chooser, DrawInputs
+        return lambda logits, plan, *rest: _choose(logits.float().contiguous(), plan, *rest)
+    from lightllm.kernels.triton.sampling_op import Chooser, DrawInputs, Greedy
 
     chooser = Chooser(max_rows, device)
 
-    def choose(logits: Tensor, plan: DrawPlan | None, history: Tensor, places: Places | None) -> Tensor:
+    def choose(
+        logits: Tensor, plan: DrawPlan | None, history: Tensor, places: Places | None, likeliest: Likeliest | None
+    ) -> Tensor:
         noted = None if places is None else (history, *places)
+        known = None if likeliest is None else Greedy(*likeliest)
         if plan is None:
-            return chooser(logits, None, noted)
+            return chooser(logits, None, noted, known)
         inputs = DrawInputs(
             indices=None if plan.indices is None else plan.indices.tensor,
             temperature=plan.temperature.tensor,
@@ -214,12 +222,14 @@ def _choose_on_cuda(max_rows: int, device: torch.device) -> Choose:
             uniforms=plan.uniforms.tensor,
             filtered=plan.filtered,
         )
-        return chooser(logits, inputs, noted)
+        return chooser(logits, inputs, noted, known)
 
     return choose
 
 
-def _choose(logits: Tensor, plan: DrawPlan | None, history: Tensor, places: Places | None) -> Tensor:
+def _choose(
+    logits: Tensor, plan: DrawPlan | None, history: Tensor, places: Places | None, likeliest: Likeliest | None = None
+) -> Tensor:
     """Token ids and bad flags [2, N] int32 from edited logits [N, vocab], which are overwritten."""
     ids, best = _argmax(logits)
     bad = ~best.isfinite()

@@ -57,10 +57,15 @@ def choose(logits: Tensor, plan: DrawPlan | None) -> Tensor:
     before, count = logits.clone(), len(logits)
     history = torch.full((count + 2, 7), -1, dtype=torch.int32, device=logits.device)
     rows, positions = torch.arange(count, device=logits.device) + 1, torch.arange(count, device=logits.device) % 6
-    chosen = sampler._choose_on_cuda(max(1, count), logits.device)(logits, plan, history, (rows, positions))
+    choose_tokens = sampler._choose_on_cuda(max(1, count), logits.device)
+    chosen = choose_tokens(logits, plan, history, (rows, positions), None)
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
     expected = torch.full_like(history, -1)
     expected[rows, positions + 1] = chosen[0]
+    torch.testing.assert_close(history, expected)
+    best = logits.float().amax(1) if logits.shape[1] else logits.new_zeros(count)
+    likeliest = (choose_tokens(logits, None, history, (rows, positions), None), best)
+    torch.testing.assert_close(choose_tokens(logits, plan, history, (rows, positions), likeliest), chosen)
     torch.testing.assert_close(history, expected)
     return chosen
 

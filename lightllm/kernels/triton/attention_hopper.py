@@ -133,6 +133,7 @@ def _consume(
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
     weight_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
+    store_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
     nothing = gl.zeros([64, BLOCK_N], gl.float32, layout=score_layout)
     turn = 0
     tile = 0
@@ -190,7 +191,6 @@ def _consume(
                 mbarrier.arrive(free.index(2 + before), count=1)
                 accumulator = accumulator * gl.convert_layout(rescale, gl.SliceLayout(1, out_layout))[:, None]
                 packed = gl.convert_layout(weights.to(dtype), weight_layout)
-            mbarrier.arrive(free.index(4 + side), count=1)
             last = turn % 2
             mbarrier.wait(ready.index(2 + last), (turn // 2) & 1)
             fence_async_shared()
@@ -202,14 +202,22 @@ def _consume(
 
             total = gl.where(total > 0, total, 1.0)
             result = accumulator / gl.convert_layout(total, gl.SliceLayout(1, out_layout))[:, None]
-            own_row = gl.arange(0, 64, layout=gl.SliceLayout(1, out_layout)) + WARP_GROUP * 64
-            dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, out_layout))
-            inside = own_row < count * GROUP
             if gl.load(item + 7) == 1:
-                first_token = gl.load(item).to(gl.int64)
-                place = (first_token + own_row // GROUP) * (KV_HEADS * GROUP) + kv_head * GROUP + own_row % GROUP
-                gl.store(out + (place * HEAD_DIM)[:, None] + dim[None, :], result.to(dtype), mask=inside[:, None])
+                own.store(result.to(dtype))  # the queries are read: their place takes the rows to be stored whole
+                rows = own.load(store_layout)
+                gl.thread_barrier()
+                mbarrier.arrive(free.index(4 + side), count=1)
+                whole_row = gl.arange(0, 64, layout=gl.SliceLayout(1, store_layout)) + WARP_GROUP * 64
+                whole_dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, store_layout))
+                place = (gl.load(item).to(gl.int64) + whole_row // GROUP) * (KV_HEADS * GROUP)
+                place += kv_head * GROUP + whole_row % GROUP
+                stored = whole_row < count * GROUP
+                gl.store(out + (place * HEAD_DIM)[:, None] + whole_dim[None, :], rows, mask=stored[:, None])
             else:
+                mbarrier.arrive(free.index(4 + side), count=1)
+                own_row = gl.arange(0, 64, layout=gl.SliceLayout(1, out_layout)) + WARP_GROUP * 64
+                dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, out_layout))
+                inside = own_row < count * GROUP
                 part = (gl.load(item + 6) * KV_HEADS + kv_head).to(gl.int64) * 128 + own_row
                 gl.store(partial_values + (part * HEAD_DIM)[:, None] + dim[None, :], result, mask=inside[:, None])
                 weight = gl.convert_layout(highest + gl.log2(total), gl.SliceLayout(1, out_layout))

@@ -1,6 +1,6 @@
 """Which kernel computes a matrix product of a given shape: a table measured on this kind of device, else a rule.
 
-The tables are `lightllm/kernels/tuned/<device>.json`, made by `python benchmarks/kernels.py --tune`:
+The tables are `lightllm/kernels/tuned/<device>.json`, made by `lightllm bench kernels --tune`:
 
     {"linear": {"<N>x<K>": {"<most tokens>": ["vector", ROWS, BLOCK_K, warps]
                                            | ["tile", BLOCK_N, BLOCK_K, SPLIT, stages, warps]

@@ -4,9 +4,8 @@
 Per token 2 (Hq + 2 Hk) D e bytes (each head in and out once) and about 10 operations an element: bound by memory for
 long prompts, by launch latency for decode batches.
 
-Each element needs its rotary partner. When the whole head is rotated in halves, a head is loaded as [2, D/2] and the
-partner is the same tile with its two halves exchanged, so both loads are wide and the second hits the L1 cache.
-Other layouts address the partner element by element.
+A program takes some heads of one kind (queries, keys or values) of one token, as two tiles of the elements that turn
+into each other and a third of those that are passed on.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 _FEW_PROGRAMS_PER_PROCESSOR = 4
+BLOCK_HEADS = 8
+NUM_WARPS = 2
 
 
 @triton.jit
@@ -45,66 +46,72 @@ def _rotary_store_kernel(
     INTERLEAVED: tl.constexpr,
     NORMS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # Tiles are [heads, 2, BLOCK_DIM / 2]; when halves are rotated, the middle axis tells the halves apart.
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None, None]
-    side = tl.arange(0, 2)[None, :, None]
-    step = tl.arange(0, BLOCK_DIM // 2)[None, None, :]
-    IN_HALVES: tl.constexpr = (ROTARY_DIM == HEAD_DIM) and not INTERLEAVED
+    # Grid (tokens, blocks of query heads, then of key heads, then of value heads).
     HALF: tl.constexpr = ROTARY_DIM // 2
-    if IN_HALVES:
-        dim = side * HALF + step
-        partner = (1 - side) * HALF + step
-        pair = step
-        first = side == 0
-        inside = (head < Q_HEADS + 2 * KV_HEADS) & (step < HALF)
-    else:
-        dim = side * (BLOCK_DIM // 2) + step
-        inside = (head < Q_HEADS + 2 * KV_HEADS) & (dim < HEAD_DIM)
-        if INTERLEAVED:
-            first = dim % 2 == 0
-            partner = tl.where(first, dim + 1, dim - 1)
-            pair = dim // 2
-        else:
-            first = dim < HALF
-            partner = tl.where(first, dim + HALF, dim - HALF)
-            pair = tl.where(first, dim, dim - HALF)
-    rotated = inside & (head < Q_HEADS + KV_HEADS) & (dim < ROTARY_DIM)
-    is_query = head < Q_HEADS
-    is_value = head >= Q_HEADS + KV_HEADS
+    Q_BLOCKS: tl.constexpr = (Q_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    KV_BLOCKS: tl.constexpr = (KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    token = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    is_query = block < Q_BLOCKS
+    is_value = block >= Q_BLOCKS + KV_BLOCKS
+    before = tl.where(is_query, 0, tl.where(is_value, Q_BLOCKS + KV_BLOCKS, Q_BLOCKS))
+    head = (block - before) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]  # among those of its kind
+    there = head < tl.where(is_query, Q_HEADS, KV_HEADS)
+    step = tl.arange(0, BLOCK_HALF)[None, :]
+    first = step * 2 if INTERLEAVED else step
+    second = step * 2 + 1 if INTERLEAVED else step + HALF
+    rest = ROTARY_DIM + tl.arange(0, BLOCK_REST)[None, :]
+    turning = there & (step < HALF)
+    passing = there & (rest < HEAD_DIM)
     if PDL:
         tlx.gdc_launch_dependents()
-    weighted = inside & (head < Q_HEADS + KV_HEADS)
     if NORMS:
-        scale = tl.load(q_weight + dim, mask=inside & is_query, other=0.0)
-        scale = tl.where(is_query, scale, tl.load(k_weight + dim, mask=weighted & (head >= Q_HEADS), other=0.0))
-        other_scale = tl.load(q_weight + partner, mask=rotated & is_query, other=0.0)
-        other_scale = tl.where(
-            is_query, other_scale, tl.load(k_weight + partner, mask=rotated & (head >= Q_HEADS), other=0.0)
-        )
+        weight = k_weight
+        if is_query:
+            weight = q_weight
+        first_weight = tl.load(weight + first, mask=step < HALF, other=0.0).to(tl.float32)
+        second_weight = tl.load(weight + second, mask=step < HALF, other=0.0).to(tl.float32)
+        rest_weight = tl.load(weight + rest, mask=rest < HEAD_DIM, other=0.0).to(tl.float32)
     if PDL:
         tlx.gdc_wait()
-    source = qkv + token * qkv_stride + head * HEAD_DIM
-    value = tl.load(source + dim, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(source + partner, mask=rotated, other=0.0).to(tl.float32)
-    c = tl.load(cos + token * angle_stride + pair, mask=rotated, other=1.0)
-    s = tl.load(sin + token * angle_stride + pair, mask=rotated, other=0.0)
-    if NORMS:
-        squares = tl.sum(tl.sum(value * value, 2, keep_dims=True), 1, keep_dims=True)
-        inverse = tl.rsqrt(squares / HEAD_DIM + eps)
-        value = tl.where(is_value, value, value * inverse * scale.to(tl.float32))
-        other = other * inverse * other_scale.to(tl.float32)
-    value = value * c + tl.where(first, -other, other) * s
-    slot = tl.load(slots + token).to(tl.int64)
-    q_to = q_out + token * (Q_HEADS * HEAD_DIM) + head * HEAD_DIM + dim
-    tl.store(q_to, value.to(q_out.dtype.element_ty), mask=inside & is_query)
-    k_to = k_cache + slot * cache_stride + (head - Q_HEADS) * HEAD_DIM + dim
-    tl.store(k_to, value.to(k_cache.dtype.element_ty), mask=weighted & (head >= Q_HEADS))
-    v_to = v_cache + slot * cache_stride + (head - Q_HEADS - KV_HEADS) * HEAD_DIM + dim
-    tl.store(v_to, value.to(v_cache.dtype.element_ty), mask=inside & is_value)
+    skipped = tl.where(is_query, 0, tl.where(is_value, Q_HEADS + KV_HEADS, Q_HEADS))
+    source = qkv + token * qkv_stride + (skipped + head) * HEAD_DIM
+    a = tl.load(source + first, mask=turning, other=0.0)
+    b = tl.load(source + second, mask=turning, other=0.0)
+    r = tl.load(source + rest, mask=passing, other=0.0)
+    if is_value:
+        to = v_cache + tl.load(slots + token).to(tl.int64) * cache_stride + head * HEAD_DIM
+        tl.store(to + first, a.to(v_cache.dtype.element_ty), mask=turning)
+        tl.store(to + second, b.to(v_cache.dtype.element_ty), mask=turning)
+        tl.store(to + rest, r.to(v_cache.dtype.element_ty), mask=passing)
+    else:
+        c = tl.load(cos + token * angle_stride + step, mask=step < HALF, other=1.0)
+        s = tl.load(sin + token * angle_stride + step, mask=step < HALF, other=0.0)
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+        r = r.to(tl.float32)
+        if NORMS:
+            squares = tl.sum(a * a + b * b, 1, keep_dims=True) + tl.sum(r * r, 1, keep_dims=True)
+            inverse = tl.rsqrt(squares / HEAD_DIM + eps)
+            a = a * inverse * first_weight
+            b = b * inverse * second_weight
+            r = r * inverse * rest_weight
+        turned_a = a * c - b * s
+        turned_b = b * c + a * s
+        if is_query:
+            to = q_out + token * (Q_HEADS * HEAD_DIM) + head * HEAD_DIM
+            tl.store(to + first, turned_a.to(q_out.dtype.element_ty), mask=turning)
+            tl.store(to + second, turned_b.to(q_out.dtype.element_ty), mask=turning)
+            tl.store(to + rest, r.to(q_out.dtype.element_ty), mask=passing)
+        else:
+            key_to = k_cache + tl.load(slots + token).to(tl.int64) * cache_stride + head * HEAD_DIM
+            tl.store(key_to + first, turned_a.to(k_cache.dtype.element_ty), mask=turning)
+            tl.store(key_to + second, turned_b.to(k_cache.dtype.element_ty), mask=turning)
+            tl.store(key_to + rest, r.to(k_cache.dtype.element_ty), mask=passing)
 
 
 def rotary_store(
@@ -126,9 +133,9 @@ def rotary_store(
     launcher = launcher_for(qkv.device)
     heads = shape.num_q_heads + 2 * shape.num_kv_heads
     few = num_tokens * heads <= 8 * _FEW_PROGRAMS_PER_PROCESSOR * launcher.num_processors
-    block_heads = 2 if few else 16
-    block_dim = next_power_of_2(shape.head_dim)
-    _rotary_store_kernel[(num_tokens, triton.cdiv(heads, block_heads))](
+    block_heads = 2 if few else BLOCK_HEADS
+    blocks = triton.cdiv(shape.num_q_heads, block_heads) + 2 * triton.cdiv(shape.num_kv_heads, block_heads)
+    _rotary_store_kernel[(num_tokens, blocks)](
         qkv,
         cos,
         sin,
@@ -149,8 +156,9 @@ def rotary_store(
         INTERLEAVED=shape.interleaved,
         NORMS=norms is not None,
         BLOCK_HEADS=block_heads,
-        BLOCK_DIM=block_dim,
-        num_warps=max(1, block_heads * block_dim // (256 if few else 1024)),
+        BLOCK_HALF=max(1, next_power_of_2(shape.rotary_dim // 2)),
+        BLOCK_REST=max(1, next_power_of_2(shape.head_dim - shape.rotary_dim)),
+        num_warps=1 if few else NUM_WARPS,
         **launcher.options,
     )
     return out

@@ -220,9 +220,14 @@ class Chooser:
         self._greedy = GreedyChooser(max_rows, device)
         self._filters = Filters(device)
 
-    def __call__(self, logits: Tensor, inputs: DrawInputs | None, history: History | None = None) -> Tensor:
-        """Token ids, 0 where bad, and bad flags [2, N] int32, from logits [N, V], which are left as they are."""
-        greedy = self._greedy(logits, history)
+    def __call__(
+        self, logits: Tensor, inputs: DrawInputs | None, history: History | None = None, known: Greedy | None = None
+    ) -> Tensor:
+        """Token ids, 0 where bad, and bad flags [2, N] int32, from logits [N, V], which are left as they are.
+
+        `known`: the likeliest tokens, if they were found and noted before; those of rows that draw are replaced.
+        """
+        greedy = self._greedy(logits, history) if known is None else known
         if inputs is not None:
             cuts = self._filters.cuts(logits, greedy, inputs) if inputs.filtered else inputs.min_p
             pick(logits, greedy, inputs, cuts, history)
