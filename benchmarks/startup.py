@@ -2,9 +2,10 @@
 
     python benchmarks/startup.py benchmarks/models/llama3-8b [--device cpu] [--json FILE]
 
-Dummy weights of the model's shape, made on the device. Twice: the engine alone, whose process prints the time after
-each phase; and `lightllm serve`, from its start until the first token of a streamed completion arrives over HTTP. A
-bare config has no tokenizer, so the prompt is token ids and the tokenizer that of the bundled demo model.
+Dummy weights of the model's shape, made on the device. First the engine alone, whose process prints the time after
+each phase; then, with a filled cache, `lightllm serve`, from its start until the first token of a streamed completion
+arrives over HTTP. A bare config has no tokenizer, so the prompt is token ids and the tokenizer that of the bundled
+demo model.
 """
 
 from __future__ import annotations
@@ -103,13 +104,16 @@ def main() -> None:
     parser.add_argument("--json")
     arguments = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
-    for name, start in {"engine": start_engine, "server": start_server}.items():
-        with tempfile.TemporaryDirectory() as cache:
-            for state in ("empty cache", "filled cache", "filled cache, again"):
-                environment = {**os.environ, "TRITON_CACHE_DIR": cache}
-                result = start(arguments.model, arguments.device, environment)
-                results[f"{name}, {state}"] = result
-                print(f"{name}, {state:20}", "  ".join(f"{k} {v:.2f} s" for k, v in result.items()), flush=True)
+    runs = {
+        "engine, empty cache": start_engine,
+        "engine, filled cache": start_engine,
+        "server, filled cache": start_server,
+    }
+    with tempfile.TemporaryDirectory() as cache:
+        for name, start in runs.items():
+            environment = {**os.environ, "TRITON_CACHE_DIR": cache}
+            result = results[name] = start(arguments.model, arguments.device, environment)
+            print(f"{name:22}", "  ".join(f"{k} {v:.2f} s" for k, v in result.items()), flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
 

@@ -63,7 +63,7 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
     max_running = settings.scheduler.max_running
     step_tokens = settings.scheduler.max_step_tokens or (CUDA_STEP_TOKENS if device.is_cuda else CPU_STEP_TOKENS)
     frame = Frame(model, kernels, spec, dtype, device, max_running, threads)
-    activations = measure_step(frame, step_tokens) if device.is_cuda else 0
+    activations = measure_step(frame, step_tokens, limit) if device.is_cuda else 0
     layout = spec.kv_layout(dtype)
     budget = plan_pool(layout, settings.engine, device, max_running * limit, activations)
     max_len = min(limit, budget.tokens)

@@ -45,18 +45,19 @@ class Frame:
         return Engine(self.model, pool, self.kernels, sampler, rows, self.device, threads=self.threads, graphs=graphs)
 
 
-def measure_step(frame: Frame, step_tokens: int) -> int:
+def measure_step(frame: Frame, step_tokens: int, max_len: int) -> int:
     """Bytes that a full step takes at its peak, found by running one, its kernels having been compiled together.
 
-    The step has as many sequences as may run, all sampled. Raises OutOfMemory when it does not fit at all.
+    The step has as many sequences as may run, of up to `max_len` tokens, all sampled. Raises OutOfMemory when it does not fit at all.
     """
     # Imported here, where there is a GPU: Triton is optional.
     from lightllm.kernels.triton.compiling import compiled_together
 
     device = frame.device.torch_device
     count = min(frame.max_running, step_tokens)
+    step_tokens = min(step_tokens, count * max_len)
     lens = np.full(count, step_tokens // count, np.int32)
-    lens[0] += step_tokens - int(lens.sum())
+    lens[: step_tokens % count] += 1
     advice = "lower --max-step-tokens or --max-running, or use a larger device"
     with room_for(f"a step of {step_tokens} tokens of {count} requests beside the weights", advice):
         engine = frame.engine(step_tokens, int(lens[0]) + 1)

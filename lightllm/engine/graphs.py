@@ -138,7 +138,7 @@ class StepGraphs:
         self._device = rows.table.device
         self._decodes = list(_decode_sizes(max_sequences))
         layer_tokens = int(LAUNCH_OPERATIONS / (2 * model.spec.layer_params))
-        self._chunks = list(_chunk_sizes(min(max_tokens, layer_tokens)))
+        self._chunks = list(_chunk_sizes(min(max_tokens, layer_tokens), max_sequences))
         self._buckets: dict[Size, _Bucket | None] = {}
         self._wanted_before: set[Size] = set()
         self._memory: Any = None
@@ -300,11 +300,11 @@ def _decode_sizes(max_sequences: int) -> Iterator[Size]:
         yield Size(count, count)
 
 
-def _chunk_sizes(max_tokens: int) -> Iterator[Size]:
+def _chunk_sizes(max_tokens: int, max_sequences: int) -> Iterator[Size]:
     """Buckets of chunks up to so many tokens: four an octave, so that a fifth at most is padding, after a few small
     ones."""
     counts = [16, 32, 48, 64, *(quarter << octave for octave in range(4, 13) for quarter in (5, 6, 7, 8))]
     for tokens in (*(count for count in counts if count < max_tokens), max_tokens):
-        for sequences in CHUNK_SEQUENCES:
+        for sequences in sorted({min(most, max_sequences) for most in CHUNK_SEQUENCES}):
             if sequences < tokens:
                 yield Size(tokens, sequences)

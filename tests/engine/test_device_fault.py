@@ -24,7 +24,8 @@ SECONDS = 120.0
 def test_a_fault_fails_its_requests_and_the_engine_comes_back(device: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     root = HERE.parent.parent
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{HERE}"}
+    path = [str(root), str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, str(HERE / "faulty_engine.py"), str(find_model(None)), device]
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)

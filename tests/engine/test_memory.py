@@ -85,7 +85,7 @@ def test_a_step_that_does_not_fit_names_its_flags(monkeypatch: pytest.MonkeyPatc
     )
     setattr(frame if stage == "engine" else engine, stage, failing(FAILURES[0]))
     with pytest.raises(OutOfMemory, match=r"a step of 90 tokens of 4 requests .* --max-step-tokens or --max-running"):
-        framing.measure_step(frame, 90)
+        framing.measure_step(frame, 90, 256)
 
 
 def test_the_measured_step_is_a_full_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +99,11 @@ def test_the_measured_step_is_a_full_one(monkeypatch: pytest.MonkeyPatch) -> Non
     frame: Any = SimpleNamespace(
         device=SimpleNamespace(torch_device=None), max_running=4, engine=lambda *args, **options: engine
     )
-    assert framing.measure_step(frame, 90) == 70
+    assert framing.measure_step(frame, 90, 256) == 70
     compiled, plan = plans
     assert compiled.num_tokens == plan.num_tokens == 90 and plan.num_sequences == 4 and bool(np.all(plan.sampled))
+    assert framing.measure_step(frame, 90, 20) == 70
+    assert plans[-1].lens.tolist() == [20] * 4, "no sequence is longer than the model takes"
 
 
 def test_memory_is_printed_with_reasons(tiny_llama: Path) -> None:

@@ -91,27 +91,27 @@ def _rotary_store_kernel(
     else:
         c = tl.load(cos + token * angle_stride + step, mask=step < HALF, other=1.0)
         s = tl.load(sin + token * angle_stride + step, mask=step < HALF, other=0.0)
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-        r = r.to(tl.float32)
+        x = a.to(tl.float32)
+        y = b.to(tl.float32)
+        z = r.to(tl.float32)
         if NORMS:
-            squares = tl.sum(a * a + b * b, 1, keep_dims=True) + tl.sum(r * r, 1, keep_dims=True)
+            squares = tl.sum(x * x + y * y, 1, keep_dims=True) + tl.sum(z * z, 1, keep_dims=True)
             inverse = tl.rsqrt(squares / HEAD_DIM + eps)
-            a = a * inverse * first_weight
-            b = b * inverse * second_weight
-            r = r * inverse * rest_weight
-        turned_a = a * c - b * s
-        turned_b = b * c + a * s
+            x = x * inverse * first_weight
+            y = y * inverse * second_weight
+            z = z * inverse * rest_weight
+        turned_x = x * c - y * s
+        turned_y = y * c + x * s
         if is_query:
             to = q_out + token * (Q_HEADS * HEAD_DIM) + head * HEAD_DIM
-            tl.store(to + first, turned_a.to(q_out.dtype.element_ty), mask=turning)
-            tl.store(to + second, turned_b.to(q_out.dtype.element_ty), mask=turning)
-            tl.store(to + rest, r.to(q_out.dtype.element_ty), mask=passing)
+            tl.store(to + first, turned_x.to(q_out.dtype.element_ty), mask=turning)
+            tl.store(to + second, turned_y.to(q_out.dtype.element_ty), mask=turning)
+            tl.store(to + rest, z.to(q_out.dtype.element_ty), mask=passing)
         else:
             key_to = k_cache + tl.load(slots + token).to(tl.int64) * cache_stride + head * HEAD_DIM
-            tl.store(key_to + first, turned_a.to(k_cache.dtype.element_ty), mask=turning)
-            tl.store(key_to + second, turned_b.to(k_cache.dtype.element_ty), mask=turning)
-            tl.store(key_to + rest, r.to(k_cache.dtype.element_ty), mask=passing)
+            tl.store(key_to + first, turned_x.to(k_cache.dtype.element_ty), mask=turning)
+            tl.store(key_to + second, turned_y.to(k_cache.dtype.element_ty), mask=turning)
+            tl.store(key_to + rest, z.to(k_cache.dtype.element_ty), mask=passing)
 
 
 def rotary_store(
