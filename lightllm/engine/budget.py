@@ -71,7 +71,9 @@ def _room(settings: EngineSettings, device: Device, activations: int) -> tuple[i
         fraction = settings.memory_fraction or CUDA_FRACTION
         reserved = int(total_memory(device) * (1 - fraction))
         rule = f"{free / 2**30:.1f} GiB free less {1 - fraction:.0%} of the device"
-        return free - reserved - activations, f"{rule} and a measured {activations / 2**30:.2f} GiB for a full step"
+        # Graphs have memory of their own for what a step holds meanwhile.
+        rule += f" and twice the {activations / 2**30:.2f} GiB that a full step was measured to take"
+        return free - reserved - 2 * activations, rule
     fraction = settings.memory_fraction or CPU_FRACTION
     room = int(free * fraction)
     if settings.memory_fraction is None and room > CPU_MOST_BYTES:

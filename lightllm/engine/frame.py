@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 
 from lightllm.device.device import Device
 from lightllm.engine.budget import room_for
-from lightllm.engine.graphs import StepGraphs
+from lightllm.engine.graphs import GraphAttention, StepGraphs
 from lightllm.engine.rows import RowTables
 from lightllm.engine.runner import Engine
 from lightllm.kernels.ops.contracts import KernelSet
@@ -48,7 +49,8 @@ class Frame:
 def measure_step(frame: Frame, step_tokens: int, max_len: int) -> int:
     """Bytes that a full step takes at its peak, found by running one, its kernels having been compiled together.
 
-    The step has as many sequences as may run, of up to `max_len` tokens, all sampled. Raises OutOfMemory when it does not fit at all.
+    The step has as many sequences as may run, of up to `max_len` tokens, all sampled. Raises OutOfMemory when it does
+    not fit at all.
     """
     # Imported here, where there is a GPU: Triton is optional.
     from lightllm.kernels.triton.compiling import compiled_together
@@ -60,6 +62,7 @@ def measure_step(frame: Frame, step_tokens: int, max_len: int) -> int:
     lens[: step_tokens % count] += 1
     advice = "lower --max-step-tokens or --max-running, or use a larger device"
     with room_for(f"a step of {step_tokens} tokens of {count} requests beside the weights", advice):
+        cast(GraphAttention, frame.kernels.attention).reserve(count, step_tokens)
         engine = frame.engine(step_tokens, int(lens[0]) + 1)
         with compiled_together():
             engine.launch(_full_step(count, lens))

@@ -34,7 +34,7 @@ DECODE_SIZES = (
     *(1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128),
     *(144, 160, 176, 192, 208, 224, 240, 256, 320, 384, 448, 512),
 )
-CHUNK_SEQUENCES = (8, 64, 256)
+CHUNK_SEQUENCES = (8, 32, 256)
 LAUNCH_OPERATIONS = 3e11
 """What a GPU could multiply and add while the host launches one layer's kernels (0.5 ms at 600 TFLOP/s): a graph of
 chunks pays while a layer takes less than that."""
@@ -45,7 +45,9 @@ ALIGNMENT = 16
 
 
 class GraphAttention(Protocol):
-    """An attention backend whose plan can be rewritten in place."""
+    """An attention backend whose plan can be rewritten in place, and whose memory can be taken ahead."""
+
+    def reserve(self, max_sequences: int, max_tokens: int) -> None: ...
 
     def buffer_size(self, max_sequences: int, max_tokens: int) -> int: ...
 

@@ -165,7 +165,7 @@ def test_graphs_of_chunks_give_what_eager_steps_give(model: Path, reference: LLM
     """Chunks beside decodes, padded and not, through graphs captured in idle time: every step must find one."""
     given = prompts(21, longest=90)
     params = [SamplingParams(temperature=0, max_tokens=5 + i, ignore_eos=True) for i in range(len(given))]
-    with LLM(str(model), **GPU, max_step_tokens=64, chunk_size=40, prefix_cache=False) as llm:
+    with LLM(str(model), **GPU, max_running=32, max_step_tokens=64, chunk_size=40, prefix_cache=False) as llm:
         engine = llm._parts.engine
         while engine.prepare_next():
             pass

@@ -81,7 +81,10 @@ def test_a_step_that_does_not_fit_names_its_flags(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     engine = SimpleNamespace(launch=lambda plan: plan, collect=lambda ticket: None)
     frame: Any = SimpleNamespace(
-        device=SimpleNamespace(torch_device=None), max_running=4, engine=lambda *args, **options: engine
+        device=SimpleNamespace(torch_device=None),
+        kernels=SimpleNamespace(attention=SimpleNamespace(reserve=lambda *sizes: None)),
+        max_running=4,
+        engine=lambda *args, **options: engine,
     )
     setattr(frame if stage == "engine" else engine, stage, failing(FAILURES[0]))
     with pytest.raises(OutOfMemory, match=r"a step of 90 tokens of 4 requests .* --max-step-tokens or --max-running"):
@@ -97,7 +100,10 @@ def test_the_measured_step_is_a_full_one(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     engine = SimpleNamespace(launch=plans.append, collect=lambda ticket: None)
     frame: Any = SimpleNamespace(
-        device=SimpleNamespace(torch_device=None), max_running=4, engine=lambda *args, **options: engine
+        device=SimpleNamespace(torch_device=None),
+        kernels=SimpleNamespace(attention=SimpleNamespace(reserve=lambda *sizes: None)),
+        max_running=4,
+        engine=lambda *args, **options: engine,
     )
     assert framing.measure_step(frame, 90, 256) == 70
     compiled, plan = plans

@@ -138,6 +138,21 @@ def test_buffers_may_hold_chunks_too(device):
     assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_reserved_scratch_is_enough_for_any_step(shape, device):
+    backend = TritonAttention(shape, device)
+    backend.reserve(12, 3000)
+    reserved = backend._scratch
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        count = rng.integers(1, 13)
+        lens = 1 + rng.multinomial(rng.integers(0, 2988), np.ones(count) / count).astype(np.int32)
+        starts = rng.integers(0, rng.choice([1, 100, 9000]), len(lens)).astype(np.int32)
+        rows = np.arange(len(lens), dtype=np.int32)
+        backend.plan(SequenceLayout(rows, starts, lens), torch.zeros(13, 1, dtype=torch.int32, device=device))
+    assert backend._scratch is reserved
+
+
 def test_what_a_masked_key_holds_does_not_matter(device):
     """A slot beyond a sequence may hold anything, NaN included."""
     shape = SHAPES[0]

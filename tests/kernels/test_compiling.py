@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 SCRIPT = """
-import threading
+import sys, threading
 import torch
 from fake_device import compiled, launched, threads
 
@@ -30,11 +30,10 @@ def step(choice):
 
 with compiled_together(), torch.inference_mode():
     step(Vector(2, 64, 4))
-    x = torch.empty(1 << 20, dtype=torch.int32)
-    assert not any(t.any() for t in (x, torch.empty_like(x), x.new_empty(1 << 20), torch.empty_strided((9,), (7,))))
 assert not launched, launched
 names = sorted(name for name, _ in compiled)
 assert len(names) == 3 and len(set(names)) == 2, names
+assert "sympy" not in sys.modules, "imports that take seconds"
 assert threads and threading.main_thread() not in threads, threads
 
 step(Vector(2, 64, 4))

@@ -29,6 +29,7 @@ from lightllm.kernels.triton.attention_plan import (
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 SMALL_ROWS = 16
+LARGE_ROWS = (64, 128)
 HOPPER_ROWS = 128
 HOPPER_HEADS = (64, 128)
 """Tile and head sizes of the kernel for Hopper."""
@@ -136,6 +137,13 @@ class TritonAttention:
             most_tokens = int(merges[:, MERGE_COUNT].max(initial=1))
             launches.append(TileLaunch(both, len(items), len(merges), most_tokens, tiling, scratch))
         return AttentionPlan(table, tuple(launches))
+
+    def reserve(self, max_sequences: int, max_tokens: int) -> None:
+        """Make the scratch that any step of at most so many sequences and tokens may need."""
+        for rows in {self._small_rows, *(max(rows, self._small_rows) for rows in LARGE_ROWS)}:
+            tiling = self._tiling(rows)
+            shape = self._tile_shape(tiling)
+            self._scratch_for(shape.most_items(max_sequences + max_tokens // shape.tokens), tiling)
 
     def buffer_size(self, max_sequences: int, max_tokens: int) -> int:
         """The int32s that `make_buffers` needs for as much."""
@@ -319,8 +327,8 @@ class TritonAttention:
 
     def _large_rows(self, most_tokens: int) -> int:
         """Rows of the large tiles when the longest chunk has this many tokens."""
-        rows = 64 if most_tokens * self._shape.group <= 64 else 128
-        return max(rows, self._small_rows)
+        low, high = LARGE_ROWS
+        return max(low if most_tokens * self._shape.group <= low else high, self._small_rows)
 
     def _most_tiles(self, max_sequences: int, max_tokens: int) -> dict[int, int]:
         """Rows of a tile -> the most such tiles, for each launch of such buffers."""

@@ -2,10 +2,10 @@
 
 Which variants a step needs (dtypes, constants, divisibilities) is known only to the code that launches it. So that code
 runs as it is, on tensors as they will be, and every launch within `compiled_together` compiles its kernel in place of
-running it: what is compiled is what will be launched, and there is no list of variants that could go stale. What a
-kernel would have written is zero, so that torch's own operations, which do run, find no index out of range. Most of a
-compilation is LLVM, ptxas and the C compiler, which need no interpreter lock, so threads are enough. The results go to
-Triton's cache on disk as ever.
+running it: what is compiled is what will be launched, and there is no list of variants that could go stale. Torch's own
+operations do run, on whatever is in memory where a kernel would have written; so none of them may use that as an index.
+Most of a compilation is LLVM, ptxas and the C compiler, which need no interpreter lock, so threads are enough. The
+results go to Triton's cache on disk as ever.
 """
 
 from __future__ import annotations
@@ -15,23 +15,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton import AsyncCompileMode
 from triton.runtime.jit import JITFunction
 
 from lightllm.device.device import usable_cores
 
-_aten = torch.ops.aten
-_UNWRITTEN = (
-    *(_aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default),
-    *(_aten.new_empty.default, _aten.new_empty_strided.default),
-)
-
 
 @contextmanager
 def compiled_together() -> Iterator[None]:
-    """Within, a launch compiles and does not run, and new tensors are zero. At the end all are compiled.
+    """Within, a launch compiles and does not run: what kernels write stays as it was. At the end all are compiled.
 
     A kernel that does not compile is left alone, to fail where it is launched. Only one thread may launch meanwhile.
     """
@@ -42,18 +34,10 @@ def compiled_together() -> Iterator[None]:
 
     JITFunction.run = compile_only
     try:
-        with _Compilers(usable_cores()) as compilers, AsyncCompileMode(compilers, ignore_errors=True), _Zeros():  # type: ignore[no-untyped-call]
+        with _Compilers(usable_cores()) as compilers, AsyncCompileMode(compilers, ignore_errors=True):
             yield
     finally:
         JITFunction.run = launch
-
-
-class _Zeros(TorchDispatchMode):
-    """Gives zeros where a tensor would be left unwritten."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        return result.zero_() if function in _UNWRITTEN else result
 
 
 class _Compilers(ThreadPoolExecutor):

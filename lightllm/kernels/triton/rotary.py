@@ -20,8 +20,7 @@ from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 _FEW_PROGRAMS_PER_PROCESSOR = 4
-BLOCK_HEADS = 8
-NUM_WARPS = 2
+NUM_WARPS = 4
 
 
 @triton.jit
@@ -76,6 +75,7 @@ def _rotary_store_kernel(
         first_weight = tl.load(weight + first, mask=step < HALF, other=0.0).to(tl.float32)
         second_weight = tl.load(weight + second, mask=step < HALF, other=0.0).to(tl.float32)
         rest_weight = tl.load(weight + rest, mask=rest < HEAD_DIM, other=0.0).to(tl.float32)
+    slot = tl.load(slots + token).to(tl.int64)
     if PDL:
         tlx.gdc_wait()
     skipped = tl.where(is_query, 0, tl.where(is_value, Q_HEADS + KV_HEADS, Q_HEADS))
@@ -84,7 +84,7 @@ def _rotary_store_kernel(
     b = tl.load(source + second, mask=turning, other=0.0)
     r = tl.load(source + rest, mask=passing, other=0.0)
     if is_value:
-        to = v_cache + tl.load(slots + token).to(tl.int64) * cache_stride + head * HEAD_DIM
+        to = v_cache + slot * cache_stride + head * HEAD_DIM
         tl.store(to + first, a.to(v_cache.dtype.element_ty), mask=turning)
         tl.store(to + second, b.to(v_cache.dtype.element_ty), mask=turning)
         tl.store(to + rest, r.to(v_cache.dtype.element_ty), mask=passing)
@@ -108,7 +108,7 @@ def _rotary_store_kernel(
             tl.store(to + second, turned_y.to(q_out.dtype.element_ty), mask=turning)
             tl.store(to + rest, z.to(q_out.dtype.element_ty), mask=passing)
         else:
-            key_to = k_cache + tl.load(slots + token).to(tl.int64) * cache_stride + head * HEAD_DIM
+            key_to = k_cache + slot * cache_stride + head * HEAD_DIM
             tl.store(key_to + first, turned_x.to(k_cache.dtype.element_ty), mask=turning)
             tl.store(key_to + second, turned_y.to(k_cache.dtype.element_ty), mask=turning)
             tl.store(key_to + rest, z.to(k_cache.dtype.element_ty), mask=passing)
@@ -133,7 +133,7 @@ def rotary_store(
     launcher = launcher_for(qkv.device)
     heads = shape.num_q_heads + 2 * shape.num_kv_heads
     few = num_tokens * heads <= 8 * _FEW_PROGRAMS_PER_PROCESSOR * launcher.num_processors
-    block_heads = 2 if few else BLOCK_HEADS
+    block_heads = 2 if few else (8 if norms is None else 16)
     blocks = triton.cdiv(shape.num_q_heads, block_heads) + 2 * triton.cdiv(shape.num_kv_heads, block_heads)
     _rotary_store_kernel[(num_tokens, blocks)](
         qkv,
