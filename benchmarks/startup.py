@@ -115,7 +115,7 @@ def main() -> None:
             result = results[name] = start(arguments.model, arguments.device, environment)
             print(f"{name:22}", "  ".join(f"{k} {v:.2f} s" for k, v in result.items()), flush=True)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps({"runs": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

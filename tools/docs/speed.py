@@ -61,17 +61,18 @@ tokens that were asked for count. Both are loaded in one process, their runs alt
 GPU = """
 ## On a GPU
 
-Random weights of the real shapes, one run each, at the revision named. Decode steps overlap, and at that revision
-their times still included the wait for the step before: they are up to twice the time the device took. The Hopper
-attention kernel, the merge-free decode launches and the fused sampling kernels came later; their own timings are in
-`benchmarks/results/kernels/`, whole workloads with them have not been measured yet.
+Random weights of the real shapes, graphs captured before the clock starts (a server does that while it is idle), at the
+revision named. Machines of the same kind differ by one to three per cent: `benchmarks/results/gpu/runs/` holds the same
+workloads on another.
 """
 
 STARTS = """
 ### Start
 
-From starting the interpreter to the first token, with an empty and with a filled kernel cache: random weights made on
-the device. Made by `python benchmarks/startup.py benchmarks/models/MODEL`.
+From starting a process to its first token, random weights made on the device: the engine by itself, and `lightllm
+serve` until the first token of a streamed completion arrives over HTTP. Made by `python benchmarks/startup.py
+benchmarks/models/MODEL` at revision {revision}, where compiling the kernels together made torch import sympy, about five
+seconds of the engine's time; that import is gone, and the times without it have not been measured.
 """
 
 ERRORS = """
@@ -82,7 +83,7 @@ engine's float32, beside Transformers' own bfloat16 on the same GPU. Random prom
 so that many tokens are nearly tied. Made by `python benchmarks/gpu_correctness.py`.
 """
 
-PHASES = ("import", "engine", "first_tokens", "total")
+PHASES = ("imports", "engine", "first token", "total")
 
 
 def page() -> str:
@@ -112,21 +113,23 @@ def _gpu_section() -> str:
         ]
         head = ("workload", "tokens/s", "bound", "share", "TTFT p50, ms", "decode step p50, ms")
         made = f"{machine['device']} ({limits} measured in the run), {report['engine']['dtype'][0]}"
-        made += f", revision {report['revision']}."
+        made += f", revision {report.get('revision', 'unknown')}."
         parts += [f"### {report['model']}\n", table(head, rows), f"{made} Made by {code(report['command'])}.\n"]
     parts += _starts() + _errors()
     return "\n".join(parts)
 
 
 def _starts() -> list[str]:
-    """Seconds from starting the interpreter to the first token."""
+    """Seconds from starting a process to the first token."""
+    reports = {path.stem.removeprefix("startup-"): _read(path) for path in sorted(RESULTS.glob("gpu/startup-*.json"))}
     rows = [
-        [path.stem.removeprefix("startup-"), name, *(f"{times[phase]:.1f}" for phase in PHASES)]
-        for path in sorted(RESULTS.glob("gpu/startup-*.json"))
-        for name, times in _read(path).items()
+        [model, name, *(f"{times[phase]:.1f}" if phase in times else "" for phase in PHASES)]
+        for model, report in reports.items()
+        for name, times in report["runs"].items()
     ]
-    head = ("model", "compiled kernels", "imports", "engine", "first tokens", "total, s")
-    return [STARTS, table(head, rows)] if rows else []
+    head = ("model", "what, and compiled kernels", "imports", "engine", "first token", "total, s")
+    revisions = ", ".join(sorted({report.get("revision", "unknown") for report in reports.values()}))
+    return [STARTS.replace("{revision}", revisions), table(head, rows)] if rows else []
 
 
 def _errors() -> list[str]:
