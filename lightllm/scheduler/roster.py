@@ -97,12 +97,14 @@ class Roster:
 
     def indices(self) -> Int64:
         """Indices of the running requests."""
-        return np.array([request.index for request in self.running.values()], np.int64)
+        return np.flatnonzero(self._lengths.prefilling | self._lengths.decoding)
 
     def prompts(self) -> list[Request]:
         """Running requests whose prompt is in progress, oldest first."""
-        prompts = [request for request in self.running.values() if request.state is State.PREFILL]
-        return sorted(prompts, key=lambda request: request.serial)
+        lengths = self._lengths
+        indices = np.flatnonzero(lengths.prefilling)
+        prompts: list[Request] = lengths.owner[indices[np.argsort(lengths.serial[indices])]].tolist()
+        return prompts
 
     def _leave(self, request: Request, *, trusted: bool) -> None:
         """Stop running. Prompts that counted on this one's prefix must not count on it any more."""
