@@ -78,7 +78,9 @@ class Scheduler:
         )
         chunk = self._composition.max_chunk
         self._admission = Admission(memory, self._lengths, estimator, chunk=chunk, extra_tokens=extra_tokens)
-        self._roster = Roster(memory, self._lengths, self._residence, policy, estimator)
+        self.counters = Counters(settings.tenant_weights)
+        """What was done since the start."""
+        self._roster = Roster(memory, self._lengths, self._residence, policy, estimator, self.counters)
         self._completion = Completion(self._roster, self._lengths, policy, eos_ids)
         self._launched: deque[Launched] = deque()
         self._outputs: list[TokenOutput] = []
@@ -88,7 +90,11 @@ class Scheduler:
     # -- what came in ----------------------------------------------------------------------------------------
 
     def submit(self, submit: Submit, now: float) -> None:
-        """Queue a request. The caller has checked that prompt and output fit `max_len` and the pool."""
+        """Queue a request. The caller has checked that prompt and output fit `max_len` and the pool.
+
+        Raises InvalidRequest when no step is fast enough for a target of the request.
+        """
+        self._composition.check_targets(submit)
         prompt_len = len(submit.prompt) // 4
         longest = min(self._max_len, self.memory.total)
         assert prompt_len > 0 and prompt_len + submit.max_tokens <= longest, (
@@ -104,11 +110,6 @@ class Scheduler:
             self._roster.close(request, now)
             self._outputs.append(TokenOutput(request_id, finish=FinishReason.ABORT, cached_tokens=reused))
             self._residence.free_duplicates()
-
-    @property
-    def counters(self) -> Counters:
-        """What was done since the start."""
-        return self._roster.counters
 
     @property
     def preempted(self) -> deque[int]:
@@ -331,7 +332,7 @@ class Scheduler:
             goal = "in time" if target is None else f"within {target:g} s"
             message = f"the first token cannot be given {goal}: {len(self._policy)} requests wait"
             self._roster.close(request, now)
-            self.counters.num_refused += 1
+            self.counters.on_refuse(request)
             self._outputs.append(
                 TokenOutput(request.request_id, finish=FinishReason.ERROR, error=("overloaded", message))
             )

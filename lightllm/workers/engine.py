@@ -182,10 +182,12 @@ class EngineLoop:
     def _submit(self, submit: Submit, now: float) -> None:
         try:
             self._scheduler.submit(submit, now)
-        except AssertionError as error:
-            logger.error("request %d was refused: %s", submit.request_id, error)
+        except (AssertionError, InvalidRequest) as error:
+            if not isinstance(error, InvalidRequest):
+                logger.error("request %d was refused: %s", submit.request_id, error)
+                error = InvalidRequest("the request does not fit")
             self._send(_open(submit))
-            self._send(TokenBatch((_failure(submit.request_id, InvalidRequest("the request does not fit")),)))
+            self._send(TokenBatch((_failure(submit.request_id, error),)))
             return
         self._send(_open(submit))
 
