@@ -32,7 +32,7 @@ Run = tuple[str, str, int, Callable[[], Summary]]
 
 
 def compare(seeds: int) -> Iterator[Run]:
-    conditions = Conditions(SETTINGS, seconds=800.0, warm_up=400.0)
+    conditions = Conditions(SETTINGS, seconds=2400.0, warm_up=400.0)
     for seed in range(seeds):
         for variant in COMPARED:
             for workload in ("d1", "d3", "heavy", "d2"):

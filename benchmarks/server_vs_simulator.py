@@ -14,7 +14,6 @@ Needs two quiet cores: one for the engine, one for everything else.
 import argparse
 import asyncio
 import json
-import platform
 import re
 import subprocess
 import sys
@@ -77,12 +76,11 @@ class Outcome:
     preemptions: float
 
 
-def fit_cost(path: Path) -> StepCost:
-    """The engine's own step-cost model, from a ragged load as large as the pool."""
+def fit_cost(path: Path) -> None:
+    """Write the engine's own step-cost model, from a ragged load as large as the pool."""
     shape = ["--workload", "ragged", "--requests", "48", "--input-len", "16-64", "--output-len", "32-160"]
     command = [*LIGHTLLM, "bench", "offline", *ENGINE, *shape, "--repeats", "2", "--cost-model", str(path)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return load_step_cost(path)
 
 
 def questions(seed: int) -> list[Asked]:
@@ -139,21 +137,20 @@ class Server:
             async with request(self.target, "POST", "/v1/completions", json.dumps(body).encode()) as lines:
                 async for line in lines:
                     if line.startswith(b"data: {"):
-                        self._note(one, json.loads(line[6:]), time.perf_counter() - begun)
+                        self._note(one, line[6:], time.perf_counter() - begun)
 
         await asyncio.gather(*(send(number, one) for number, one in enumerate(asked)))
 
     @staticmethod
-    def _note(one: Asked, event: dict[str, Any], now: float) -> None:
-        if "error" in event:
-            raise SystemExit(f"the server answered {event['error']}")
-        if event.get("usage"):
-            one.output_len = event["usage"]["completion_tokens"]
-        if event["choices"]:
-            if one.first == float("inf"):
-                one.first = now
-            else:
-                one.max_gap = max(one.max_gap, now - one.last)
+    def _note(one: Asked, event: bytes, now: float) -> None:
+        """Chunks are timed and not decoded: the client must not take the engine's core."""
+        if b'"usage":{' in event:
+            one.output_len = json.loads(event)["usage"]["completion_tokens"]
+        elif b'"error"' in event:
+            raise SystemExit(f"the server answered {event.decode()}")
+        else:
+            one.max_gap = 0.0 if one.first == float("inf") else max(one.max_gap, now - one.last)
+            one.first = min(one.first, now)
             one.last = now
 
 
@@ -202,7 +199,9 @@ def repeat(seed: int) -> dict[str, Any]:
     """One server's life and its simulation."""
     asked = questions(seed)
     with tempfile.TemporaryDirectory() as folder:
-        cost = fit_cost(Path(folder) / "cost.json")
+        cost_file = Path(folder) / "cost.json"
+        fit_cost(cost_file)
+        cost, machine = load_step_cost(cost_file), json.loads(cost_file.read_text())["machine"]
         expected = [replace(one, output_len=one.min_tokens + 25) for one in asked[:BURST]]
         burst_seconds = simulate([one.job() for one in expected], cost).end
         with Server(Path(folder) / "log") as server:
@@ -223,6 +222,7 @@ def repeat(seed: int) -> dict[str, Any]:
         "server": {name: round(value, 4) for name, value in asdict(served).items()},
         "simulator": {name: round(value, 4) for name, value in asdict(simulated).items()},
         "step_cost": asdict(cost),
+        "machine": machine,
     }
 
 
@@ -243,7 +243,7 @@ def main() -> None:
             f" {served['ttft_p50']:18.2f} {simulated['ttft_p50']:10.2f}",
             flush=True,
         )
-        about = {"command": "python benchmarks/server_vs_simulator.py", "machine": platform.processor()}
+        about = {"command": "python benchmarks/server_vs_simulator.py", "machine": row["machine"]}
         arguments.json.write_text(json.dumps({"about": about, "repeats": rows}, indent=1) + "\n")
     ratios = [row["goodput_ratio"] for row in rows]
     print(f"ratio: mean {np.mean(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
