@@ -103,7 +103,7 @@ class SchedulerSettings:
     """Share of the pool that "past_future_sampled", "exponential" and "fixed" leave free."""
     history_window: int = 1000
     """Finished requests that the estimators remember."""
-    eviction_target: float = 0.02
+    eviction_target: float = 0.01
     """Preemptions per finished request that "past_future" steers to with its safety margin."""
     tpot_target: float | None = None
     """Seconds between tokens that prompt chunks must leave to decodes; no bound when omitted."""
