@@ -191,6 +191,13 @@ ENGINE_STEPS = _counter("engine_steps", "Steps the engine has run.", "steps")
 STEP_TOKENS_RUN = _histogram("step_tokens", "Tokens computed in one step.", "tokens", STEP_TOKENS)
 SCHEDULER_SECONDS = _histogram("scheduler_seconds", "Time the scheduler spent on one step.", "seconds", STEP_SECONDS)
 STEP_DURATION = _histogram("step_seconds", "Time from the launch of a step to its result.", "seconds", STEP_SECONDS)
+STEP_COST = _gauge(
+    "step_cost_seconds",
+    "Step-cost model (docs/scheduling.md) as fitted while serving: seconds per step, token, context slot and pair.",
+    "seconds",
+    Label("coefficient", ("base", "per_token", "per_context", "per_pair")),
+    merge="max",
+)
 TIME_TO_FIRST_TOKEN = _histogram(
     "time_to_first_token_seconds",
     "Time from the arrival of a request to its first token.",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from lightllm.errors import Overloaded
 from lightllm.metrics import names
 from lightllm.metrics.board import Counter, MetricSet
 from lightllm.protocol.plan import StepPlan
+from lightllm.scheduler.cost import StepCost
 from lightllm.scheduler.results import Counters, TenantCounters
 from lightllm.scheduler.scheduler import Scheduler
 
@@ -55,6 +58,7 @@ class EngineMeters:
         }
         self._tenants = [_TenantMeters(metrics, name, counts) for name, counts in scheduler.counters.tenants.items()]
         self._evicted = metrics.counter(names.EVICTED_TOKENS)
+        self._cost = {field.name: metrics.gauge(names.STEP_COST, coefficient=field.name) for field in fields(StepCost)}
         self._seen = dict.fromkeys([*self._totals, "evicted"], 0)
         self.read()
 
@@ -68,6 +72,10 @@ class EngineMeters:
         """A step's result arrived; it took `seconds` on the device."""
         self._steps.inc()
         self._step_seconds.observe(seconds)
+        cost = self._scheduler.step_cost
+        if cost is not None:
+            for name, gauge in self._cost.items():
+                gauge.set(getattr(cost, name))
 
     def read(self) -> None:
         """Publish the gauges and what the counters gained; before a step, and when there is nothing to do.

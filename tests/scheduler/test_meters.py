@@ -1,6 +1,8 @@
-"""What each tenant got: accounts of the tenants that the settings name, one for all others, and their metrics."""
+"""What the engine tells /metrics of its scheduler: accounts of tenants, and the step cost that it has learnt."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 from device import Harness, make_harness
 from prometheus_client import parser
@@ -8,6 +10,7 @@ from prometheus_client import parser
 from lightllm.metrics import Board, MetricSet
 from lightllm.metrics.exposition import Exposition
 from lightllm.metrics.names import for_tenants
+from lightllm.scheduler.cost import StepShape
 from lightllm.workers.meters import EngineMeters
 
 NAMED = ("a=1", "b=2.5")
@@ -50,6 +53,24 @@ def test_hits_preemptions_and_refusals_are_shown_by_tenant() -> None:
     assert shown(harness, "tenant_prefix_cache_hit_tokens")["b"] == 7
     counters.tenant("b").num_preemptions += 2
     assert shown(harness, "tenant_preemptions") == {"a": 0, "b": 2, "other": 0}
+
+
+def test_the_fitted_step_cost_is_shown() -> None:
+    harness = make_harness(64)
+    board = Board.create()
+    meters = EngineMeters(MetricSet(board), harness.scheduler)
+    while harness.scheduler.step_cost is None:
+        harness.scheduler._composition.observe(StepShape(1, 10), 0.5)
+    meters.stepped(0.5)
+    text = Exposition([board]).render()[0].decode()
+    board.close()
+    coefficients = {
+        sample.labels["coefficient"]: sample.value
+        for family in parser.text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "lightllm_step_cost_seconds"
+    }
+    assert coefficients == asdict(harness.scheduler.step_cost) and sum(coefficients.values()) > 0.0
 
 
 def test_every_preemption_is_counted_for_its_tenant() -> None:
