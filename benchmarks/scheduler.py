@@ -71,8 +71,8 @@ class Load:
         for step in range(_WARM_UP):
             self.step(float(step))
 
-    def step(self, now: float) -> tuple[float, float]:
-        """One step without a device; seconds of schedule() and of apply()."""
+    def step(self, now: float) -> tuple[float, float, int, int]:
+        """One step without a device; seconds of schedule() and of apply(), and how many then run and wait."""
         for submit in self.fresh():
             self.scheduler.submit(submit, now)
         start = time.perf_counter()
@@ -82,7 +82,8 @@ class Load:
         result = self.result(plan)
         again = time.perf_counter()
         self.scheduler.apply(result, now)
-        return middle - start, time.perf_counter() - again
+        end = time.perf_counter()
+        return middle - start, end - again, self.scheduler.num_running, self.scheduler.num_waiting
 
     def fresh(self) -> list[Submit]:
         """Requests in place of those that ended."""
@@ -147,17 +148,17 @@ def device_waits(load: Load, steps: int, depth: int) -> float:
 def measure(settings: SchedulerSettings, pool: int, num_requests: int, steps: int) -> Timing:
     """Over `steps` steps."""
     load = Load(settings, pool, num_requests)
-    seconds = np.array([load.step(float(_WARM_UP + step)) for step in range(steps)])
-    both = seconds.sum(axis=1) * 1e6
+    readings = np.array([load.step(float(_WARM_UP + step)) for step in range(steps)])
+    both = (readings[:, 0] + readings[:, 1]) * 1e6
     return Timing(
-        schedule=float(np.median(seconds[:, 0]) * 1e6),
-        apply=float(np.median(seconds[:, 1]) * 1e6),
+        schedule=float(np.median(readings[:, 0]) * 1e6),
+        apply=float(np.median(readings[:, 1]) * 1e6),
         both=float(np.median(both)),
         both_p99=float(np.percentile(both, 99)),
         waits_one_in_flight=device_waits(Load(settings, pool, num_requests), steps, 1),
         waits_two_in_flight=device_waits(Load(settings, pool, num_requests), steps, 2),
-        num_running=load.scheduler.num_running,
-        num_waiting=load.scheduler.num_waiting,
+        num_running=round(float(readings[:, 2].mean())),
+        num_waiting=round(float(readings[:, 3].mean())),
     )
 
 
