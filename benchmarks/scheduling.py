@@ -32,7 +32,7 @@ Run = tuple[str, str, int, Callable[[], Summary]]
 
 
 def compare(seeds: int) -> Iterator[Run]:
-    conditions = Conditions(SETTINGS, seconds=800.0, warm_up=400.0)
+    conditions = Conditions(SETTINGS, seconds=2400.0, warm_up=400.0)
     for seed in range(seeds):
         for variant in COMPARED:
             for workload in ("d1", "d3", "heavy", "d2"):
@@ -58,7 +58,7 @@ def _faithful(variant: str, workload: str, seed: int) -> Summary:
 def cold(seeds: int) -> Iterator[Run]:
     """The window from 200 finished requests to 500, and that from 1000 to 1300, of one run from a cold start."""
     for seed in range(seeds):
-        for workload in ("heavy", "d1"):
+        for workload in ("heavy", "d1", "d3", "d2"):
             conditions = Conditions(SETTINGS)
             simulation = make_simulation(parse_variant("past_future"), find_workload(workload), conditions, seed)
             for first in (200, 1000):

@@ -36,10 +36,10 @@ WEATHER = {
 class Server:
     """A server process, its address, and its workers."""
 
-    def __init__(self, log: Path, total_tokens: int = 20000) -> None:
+    def __init__(self, log: Path, total_tokens: int = 20000, *options: str) -> None:
         self._log = log
         command = [sys.executable, "-m", "lightllm.cli.main", "serve", "--port", "0"]
-        command += ["--max-total-tokens", str(total_tokens)]
+        command += ["--max-total-tokens", str(total_tokens), *options]
         with log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         self.url = self._wait_for_url()
@@ -191,8 +191,9 @@ def test_a_killed_worker_is_replaced(server: Server, client: openai.OpenAI, role
 def test_a_burst_of_three_times_the_memory(tmp_path: Path) -> None:
     """Nothing is lost, every request ends, the ledger adds up, and waiting and eviction can be seen."""
     pool, burst, tokens = 1000, 24, 60
-    server = Server(tmp_path / "log", total_tokens=pool)
-    options = {"model": "lightllm-demo", "max_tokens": 160, "temperature": 0, "extra_body": {"min_tokens": tokens}}
+    server = Server(tmp_path / "log", pool, "--tenant-weight", "acme=2")
+    terms = {"min_tokens": tokens, "tenant": "acme"}
+    options = {"model": "lightllm-demo", "max_tokens": 160, "temperature": 0, "extra_body": terms}
     try:
         with (
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=SECONDS) as client,
@@ -215,6 +216,11 @@ def test_a_burst_of_three_times_the_memory(tmp_path: Path) -> None:
         finished = [server.metric(f'lightllm_requests_finished_total{{finish_reason="{r}"}}') for r in ENDS]
         assert sum(finished) == burst
         assert server.metric("lightllm_evicted_tokens_total") > 0
+        queried = "prefix_cache_queried_tokens_total"
+        assert server.metric(f'lightllm_tenant_{queried}{{tenant="acme"}}') > burst
+        call = {"model": "lightllm-demo", "prompt": "Hello", "tpot_target": 1e-6}
+        refused = httpx.post(f"{server.url}/v1/completions", json=call)
+        assert refused.status_code == 400 and "tpot_target of 1e-06 s cannot be met" in refused.text
     finally:
         server.process.terminate()
         assert server.process.wait(SECONDS) == 0

@@ -80,7 +80,7 @@ class SimulateCommand:
 
     def _loads(self) -> list[tuple[str, Workload | list[Job]]]:
         if self.trace is not None:
-            return [(self.trace, read_trace(self.trace))]
+            return [(self.trace, read_trace(self.trace, self.total_tokens))]
         return [(name, find_workload(name)) for name in self.workload]
 
     def _summaries(self, text: str, load: Workload | list[Job]) -> list[Summary]:

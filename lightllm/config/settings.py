@@ -103,7 +103,7 @@ class SchedulerSettings:
     """Share of the pool that "past_future_sampled", "exponential" and "fixed" leave free."""
     history_window: int = 1000
     """Finished requests that the estimators remember."""
-    eviction_target: float = 0.02
+    eviction_target: float = 0.01
     """Preemptions per finished request that "past_future" steers to with its safety margin."""
     tpot_target: float | None = None
     """Seconds between tokens that prompt chunks must leave to decodes; no bound when omitted."""
@@ -117,6 +117,23 @@ class SchedulerSettings:
     """Service that the policy "vtc" counts for a prompt token."""
     vtc_output_weight: float = 2.0
     """Service that the policy "vtc" counts for a generated token."""
+    tenant_weight: tuple[str, ...] = ()
+    """NAME=WEIGHT, may be repeated: a tenant's share under the policy "vtc" (others: 1); it has metrics of its own."""
+
+    @property
+    def tenant_weights(self) -> dict[str, float]:
+        """Weight of each named tenant. Raises ConfigError naming the entry that is wrong."""
+        weights: dict[str, float] = {}
+        for entry in self.tenant_weight:
+            name, _, text = entry.rpartition("=")
+            weight = _number(text)
+            if not name or not 0.0 < weight < float("inf"):
+                message = f"tenant_weight is NAME=WEIGHT with a positive number, got {entry!r}"
+                raise ConfigError(message, param="tenant_weight")
+            if name in weights:
+                raise ConfigError(f"tenant_weight names {name!r} twice", param="tenant_weight")
+            weights[name] = weight
+        return weights
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_step_tokens", "chunk_size", "max_waiting", "fixed_output_len"):
@@ -138,6 +155,7 @@ class SchedulerSettings:
             value = getattr(self, name)
             if value is not None and not 0.0 < value < float("inf"):
                 raise ConfigError(f"{name} must be a positive number, got {value}", param=name)
+        _ = self.tenant_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +213,14 @@ class Settings:
 def _positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def _number(text: str) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def _one_of(name: str, value: str, choices: Any) -> None:

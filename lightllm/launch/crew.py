@@ -49,7 +49,7 @@ class Crew:
         self._listening_fd = listening_fd
         self._log_level = log_level
         self._started = int(time.time())
-        self._wiring = Wiring(topology)
+        self._wiring = Wiring(topology, names.for_tenants(settings.scheduler.tenant_weights))
         self._children = {spec.name: Child(spec, self._wiring) for spec in topology.workers}
         self._metrics = MetricSet(self._wiring.boards[SUPERVISOR])
         self._metrics.gauge(names.PROCESS_START_TIME).set(self._started)

@@ -11,17 +11,20 @@ from lightllm.ipc import Ring, RingReader, RingReceiver, RingSender, RingWriter
 from lightllm.ipc.layout import HEAD, TAIL
 from lightllm.launch.topology import Topology, WorkerSpec
 from lightllm.metrics import Board
+from lightllm.metrics.names import Metric
 from lightllm.protocol.codec import Codec
 from lightllm.protocol.messages import SupervisorInbox
 from lightllm.workers.process import SUPERVISOR
 
 
 class Wiring:
-    """The rings of a topology and one board for each process. `lifeline` is a descriptor that ends with us."""
+    """The rings of a topology and one board of `metrics` for each process. `lifeline` is a descriptor that ends with
+    us."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, metrics: tuple[Metric, ...]) -> None:
         self._rings = {(link.writer, link.reader): Ring.create(link.capacity_bytes) for link in topology.all_links}
-        self.boards = {name: Board.create() for name in (SUPERVISOR, *(spec.name for spec in topology.workers))}
+        processes = (SUPERVISOR, *(spec.name for spec in topology.workers))
+        self.boards = {name: Board.create(metrics) for name in processes}
         self.lifeline, self._held = os.pipe()
 
     def inbound(self, name: str) -> dict[str, Ring]:

@@ -47,6 +47,7 @@ class Layout:
 
     def __init__(self, metrics: tuple[Metric, ...]) -> None:
         self.metrics = metrics
+        self.declared = {metric.name: metric for metric in metrics}
         self.offsets: dict[str, dict[tuple[str, ...], int]] = {}
         self.size = 0
         for metric in metrics:
@@ -191,4 +192,5 @@ class MetricSet:
     def _find(self, metric: Metric, kind: str, labels: dict[str, str]) -> int:
         if metric.kind != kind:
             raise ValueError(f"{metric.name} is a {metric.kind}, not a {kind}")
-        return self.board.layout.offsets[metric.name][metric.values_of(labels)]
+        layout = self.board.layout
+        return layout.offsets[metric.name][layout.declared[metric.name].values_of(labels)]

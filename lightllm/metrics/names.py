@@ -7,8 +7,8 @@ the set has that member, and is refused elsewhere. Names follow Prometheus: base
 Bucket lists are those of vLLM, so that dashboards made for one fit the other.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -121,6 +121,10 @@ def _error_codes() -> tuple[str, ...]:
     return (*sorted(set(own)), OTHER)
 
 
+_TENANT = Label("tenant", (OTHER,))
+"""The tenants that the settings name (`for_tenants`); all the rest are "other"."""
+
+
 def _counter(name: str, help: str, unit: str = "", *labels: Label, sparse: bool = False) -> Metric:
     return Metric(PREFIX + name, "counter", help, unit, labels, sparse=sparse)
 
@@ -164,11 +168,36 @@ REQUESTS_REFUSED = _counter(
     sparse=True,
 )
 PREEMPTIONS = _counter("preemptions", "Times a running request gave up its KV and was queued again.")
+TENANT_QUERIED = _counter(
+    "tenant_prefix_cache_queried_tokens",
+    "Prompt tokens looked up in the prefix cache, by tenant (--tenant-weight).",
+    "tokens",
+    _TENANT,
+)
+TENANT_HIT = _counter(
+    "tenant_prefix_cache_hit_tokens",
+    "Prompt tokens found in the prefix cache, by tenant (--tenant-weight).",
+    "tokens",
+    _TENANT,
+)
+TENANT_PREEMPTIONS = _counter(
+    "tenant_preemptions", "Preemptions of running requests, by tenant (--tenant-weight).", "", _TENANT
+)
+TENANT_REFUSED = _counter(
+    "tenant_requests_refused", "Requests refused, by tenant (--tenant-weight).", "requests", _TENANT
+)
 CLIENT_DISCONNECTS = _counter("client_disconnects", "Requests aborted because the client went away.", "requests")
 ENGINE_STEPS = _counter("engine_steps", "Steps the engine has run.", "steps")
 STEP_TOKENS_RUN = _histogram("step_tokens", "Tokens computed in one step.", "tokens", STEP_TOKENS)
 SCHEDULER_SECONDS = _histogram("scheduler_seconds", "Time the scheduler spent on one step.", "seconds", STEP_SECONDS)
 STEP_DURATION = _histogram("step_seconds", "Time from the launch of a step to its result.", "seconds", STEP_SECONDS)
+STEP_COST = _gauge(
+    "step_cost_seconds",
+    "Step-cost model (docs/scheduling.md) as fitted while serving: seconds per step, token, context slot and pair.",
+    "seconds",
+    Label("coefficient", ("base", "per_token", "per_context", "per_pair")),
+    merge="max",
+)
 TIME_TO_FIRST_TOKEN = _histogram(
     "time_to_first_token_seconds",
     "Time from the arrival of a request to its first token.",
@@ -226,6 +255,12 @@ INFO = Metric(
 
 ALL: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """In the order of declaration, which is the order of the board."""
+
+
+def for_tenants(tenants: Iterable[str]) -> tuple[Metric, ...]:
+    """The metrics of a server whose settings name these tenants."""
+    label = Label("tenant", tuple(dict.fromkeys((*tenants, OTHER))))
+    return tuple(replace(metric, labels=(label,)) if metric.labels == (_TENANT,) else metric for metric in ALL)
 
 
 @dataclass(frozen=True, slots=True)

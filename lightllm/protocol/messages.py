@@ -36,15 +36,14 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """How a request wants to be served, beside what it wants said.
 
-    `cache_salt` keeps prefix reuse within one salt, `share_prefix` off keeps out of the prefix cache. `tenant` and its
-    `weight` are what fairness counts by; `ttft_target` and `tpot_target` are seconds to the first token and between
-    tokens, and with `refuse_late` a request that cannot meet the former is refused at once.
+    `cache_salt` keeps prefix reuse within one salt, `share_prefix` off keeps out of the prefix cache. `tenant` is what
+    fairness counts by; `ttft_target` and `tpot_target` are seconds to the first token and between tokens, and with
+    `refuse_late` a request that cannot meet the former is refused at once.
     """
 
     cache_salt: str = ""
     priority: int = 0
     tenant: str = ""
-    weight: float = 1.0
     ttft_target: float | None = None
     tpot_target: float | None = None
     refuse_late: bool = False
@@ -68,7 +67,6 @@ class Submit(Message, tag="submit", frozen=True):
     cache_salt: str = ""
     priority: int = 0
     tenant: str = ""
-    weight: float = 1.0
     ttft_target: float | None = None
     tpot_target: float | None = None
     refuse_late: bool = False

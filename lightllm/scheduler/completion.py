@@ -55,17 +55,17 @@ class Completion:
         lengths.valued[indices] = valued + 1
         at_eos = (tokens[:, None] == self._eos).any(axis=1) & lengths.stops_at_eos[indices]
         may_end = at_eos | lengths.has_stops[indices] | (valued + 1 >= lengths.limit[indices])
-        requests = [launched.requests[place] for place in chosen.tolist()]
+        requests: list[Request] = lengths.owner[indices].tolist()
         self._policy.on_tokens(requests, now)
-        for request, token, position, last in zip(
-            requests, tokens.tolist(), valued.tolist(), may_end.tolist(), strict=True
-        ):
-            request.buffer[position] = token
-            if last:
-                outputs.append(self._say(request, (token,), *self._end_after(request, token), now=now))
-            else:
-                outputs.append(TokenOutput(request.request_id, (token,), (), None, None, request.reused_len))
-        return outputs
+        numbers, reused = lengths.request_id[indices].tolist(), lengths.reused[indices].tolist()
+        given = zip(numbers, tokens.tolist(), reused, strict=True)
+        spoken = [TokenOutput(number, (token,), (), None, None, hit) for number, token, hit in given]
+        for request, position, output in zip(requests, valued.tolist(), spoken, strict=True):
+            request.buffer[position] = output.token_ids[0]
+        for place in np.flatnonzero(may_end).tolist():
+            request, (token,) = requests[place], spoken[place].token_ids
+            spoken[place] = self._say(request, (token,), *self._end_after(request, token), now=now)
+        return outputs + spoken
 
     def _take_any(self, launched: Launched, result: StepResult, now: float) -> list[TokenOutput]:
         outputs: list[TokenOutput] = []

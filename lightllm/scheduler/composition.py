@@ -9,10 +9,12 @@ arXiv 2403.02310, section 4.3: the token budget follows from the target for the 
 from __future__ import annotations
 
 from lightllm.config.settings import SchedulerSettings
-from lightllm.errors import ConfigError
+from lightllm.errors import ConfigError, InvalidRequest
+from lightllm.protocol.messages import Submit
 from lightllm.scheduler.cost import OnlineStepCost, StepCost, StepShape, load_step_cost
 
 LEAST_CHUNK = 16
+_SMALLEST_STEP = StepShape(1, 0)
 
 
 class Composition:
@@ -28,18 +30,28 @@ class Composition:
         self.target = settings.tpot_target
         known = load_step_cost(settings.step_cost) if settings.step_cost else None
         self._online = OnlineStepCost(known)
-        if known is not None and self.target is not None:
-            fastest = known.seconds(StepShape(1, 0))
-            if self.target < fastest:
-                raise ConfigError(
-                    f"tpot_target {self.target:g} s cannot be met: a step takes at least {fastest:g} s",
-                    param="tpot_target",
-                )
+        self._known_least = None if known is None else known.seconds(_SMALLEST_STEP)
+        if self.target is not None and self.target < self.least_seconds:
+            raise ConfigError(_beyond_reach("tpot_target", self.target, self.least_seconds), param="tpot_target")
 
     @property
     def cost(self) -> StepCost | None:
         """The step-cost model as it stands; None before enough steps were measured."""
         return self._online.cost
+
+    @property
+    def least_seconds(self) -> float:
+        """What no step can beat: one token by the step-cost file; half of that by the steps so far, since a fit to
+        larger steps may overrate the smallest; 0 while nothing is known."""
+        if self._known_least is not None:
+            return self._known_least
+        return 0.0 if self.cost is None else 0.5 * self.cost.seconds(_SMALLEST_STEP)
+
+    def check_targets(self, submit: Submit) -> None:
+        """Raise InvalidRequest if a target of the request lies below what the smallest step takes."""
+        for name, target in (("ttft_target", submit.ttft_target), ("tpot_target", submit.tpot_target)):
+            if target is not None and target < self.least_seconds:
+                raise InvalidRequest(_beyond_reach(name, target, self.least_seconds), param=name)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         self._online.observe(shape, seconds)
@@ -57,3 +69,7 @@ class Composition:
         spare = target - cost.seconds(StepShape(num_decodes, context))
         per_token = max(cost.per_token, 1e-9)
         return max(min(room, int(spare / per_token)), min(room, LEAST_CHUNK))
+
+
+def _beyond_reach(name: str, target: float, least: float) -> str:
+    return f"{name} of {target:g} s cannot be met: a step takes at least {least:.3g} s"

@@ -99,7 +99,8 @@ class OnlineStepCost:
         self._cost = known
         self._gram: NDArray[np.float64] = np.zeros((4, 4))
         self._moment: NDArray[np.float64] = np.zeros(4)
-        self._num_steps = 0
+        self._fresh: list[tuple[float, ...]] = []
+        self._num_fits = 0
 
     @property
     def cost(self) -> StepCost | None:
@@ -110,12 +111,22 @@ class OnlineStepCost:
         """A step of `shape` took `seconds`; zero means that nobody measured it."""
         if seconds <= 0.0:
             return
-        features = np.array([1.0, *shape]) / _SCALE
+        self._fresh.append((seconds, *shape))
+        if len(self._fresh) == _SOLVE_EVERY:
+            self._fit()
+
+    def _fit(self) -> None:
+        """Take in the steps since the last fit."""
+        steps = np.array(self._fresh)
+        self._fresh.clear()
+        age = np.arange(_SOLVE_EVERY - 1, -1, -1)
         # relative errors count: a decode step of 5 ms matters as much as a prompt step of 500 ms
-        self._gram = _FORGET * self._gram + np.outer(features, features) / seconds**2
-        self._moment = _FORGET * self._moment + features / seconds
-        self._num_steps += 1
-        if self._num_steps >= _LEAST_STEPS and self._num_steps % _SOLVE_EVERY == 0:
+        features = np.column_stack([np.ones(len(steps)), steps[:, 1:]]) / _SCALE / steps[:, :1]
+        faded = features * (_FORGET**age)[:, None]
+        self._gram = _FORGET**_SOLVE_EVERY * self._gram + faded.T @ features
+        self._moment = _FORGET**_SOLVE_EVERY * self._moment + faded.sum(axis=0)
+        self._num_fits += 1
+        if self._num_fits * _SOLVE_EVERY >= _LEAST_STEPS:
             self._cost = StepCost(*(float(value) for value in self._solve() / _SCALE))
 
     def _solve(self) -> NDArray[np.float64]:

@@ -37,6 +37,7 @@ class Draft:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.num_tokens = 0
+        self._indices: list[Int64] = []
         self._rows: list[Int32] = []
         self._starts: list[Int32] = []
         self._lens: list[Int32] = []
@@ -44,11 +45,12 @@ class Draft:
         self._sampled: list[NDArray[np.bool_]] = []
         self._scored: list[NDArray[np.bool_]] = []
 
-    def add_decodes(self, requests: list[Request], rows: Int64, starts: Int64, slots: Int32) -> None:
+    def add_decodes(self, requests: list[Request], indices: Int64, rows: Int64, starts: Int64, slots: Int32) -> None:
         """One token each, each sampled."""
         count = len(requests)
         self.requests += requests
         self.num_tokens += count
+        self._indices.append(indices)
         self._rows.append(rows.astype(np.int32))
         self._starts.append(starts.astype(np.int32))
         self._lens.append(np.ones(count, np.int32))
@@ -60,6 +62,7 @@ class Draft:
         """A piece of a prompt; `scored` asks for the log-probabilities of its tokens."""
         self.requests.append(request)
         self.num_tokens += len(slots)
+        self._indices.append(np.array([request.index], np.int64))
         self._rows.append(np.array([request.row], np.int32))
         self._starts.append(np.array([start], np.int32))
         self._lens.append(np.array([len(slots)], np.int32))
@@ -82,7 +85,7 @@ class Draft:
             opened=opened,
             patches=patches,
         )
-        indices = np.array([request.index for request in self.requests], np.int64)
+        indices = np.concatenate(self._indices)
         serials = lengths.serial[indices]
         ends = plan.starts + plan.lens
         launched = Launched(step, self.requests, indices, serials, plan.starts, ends, plan.sampled, shape_of(plan))

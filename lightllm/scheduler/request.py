@@ -61,7 +61,6 @@ class Request:
         "opened_step",
         "prompt_len",
         "request_id",
-        "reused_len",
         "scored_len",
         "serial",
         "shares_prefix",
@@ -83,7 +82,6 @@ class Request:
         self.buffer[: len(prompt)] = prompt
         self.state = State.QUEUED
         self.node: Node | None = None
-        self.reused_len = 0
         self.scored_len = 0
         self.num_preemptions = 0
         self.num_overtaken = 0
@@ -96,11 +94,13 @@ class Request:
     def _write_lengths(self) -> None:
         lengths, params = self._lengths, self.submit.params
         index = self.index = lengths.open()
-        lengths.matched[index] = lengths.computed[index] = lengths.promised[index] = 0
+        lengths.matched[index] = lengths.computed[index] = lengths.promised[index] = lengths.reused[index] = 0
         lengths.known[index] = lengths.valued[index] = lengths.prompt[index] = self.prompt_len
         lengths.limit[index] = self.max_len
         lengths.row[index] = NO_ROW
         lengths.serial[index] = self.serial
+        lengths.request_id[index] = self.request_id
+        lengths.owner[index] = self
         lengths.tenant[index] = self.tenant
         target = self.submit.tpot_target
         lengths.tpot_target[index] = np.inf if target is None else target
@@ -149,6 +149,15 @@ class Request:
         self._lengths.promised[self.index] = value
 
     @property
+    def reused_len(self) -> int:
+        """Leading tokens that the prefix tree gave when the request was first admitted."""
+        return int(self._lengths.reused[self.index])
+
+    @reused_len.setter
+    def reused_len(self, value: int) -> None:
+        self._lengths.reused[self.index] = value
+
+    @property
     def row(self) -> int:
         return int(self._lengths.row[self.index])
 
@@ -185,6 +194,8 @@ class Request:
         """Change state; an illegal move asserts."""
         assert state in _ALLOWED[self.state], f"request {self.request_id}: {self.state.name} to {state.name}"
         self.state = state
+        self._lengths.prefilling[self.index] = state is State.PREFILL
+        self._lengths.decoding[self.index] = state is State.DECODE
 
     def append(self, token: int) -> None:
         """The value of the next launched token arrives."""

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from lightllm.protocol.messages import TopLogprobs
 from lightllm.protocol.plan import Logprobs
 from lightllm.scheduler.request import Request
 
-_MOST_TENANTS = 1000
+OTHER = "other"
 
 
 class TenantCounters:
-    """Prefix cache accounting and service of one tenant, in tokens."""
+    """Prefix cache accounting and service of one tenant, in tokens; preemptions and refusals of its requests."""
 
-    __slots__ = ("generated_tokens", "hit_tokens", "prompt_tokens", "queried_tokens")
+    __slots__ = (
+        "generated_tokens",
+        "hit_tokens",
+        "num_preemptions",
+        "num_refused",
+        "prompt_tokens",
+        "queried_tokens",
+    )
 
     def __init__(self) -> None:
+        self.num_preemptions = 0
+        self.num_refused = 0
         self.queried_tokens = 0
         self.hit_tokens = 0
         self.prompt_tokens = 0
@@ -26,7 +37,7 @@ class TenantCounters:
 class Counters:
     """What the scheduler has done since it began; plain integers, read by metrics and tests.
 
-    `tenants` is by name; beyond a thousand names the rest share the empty one.
+    `tenants` is by name: those named in the settings, and `OTHER` for all the rest.
     """
 
     __slots__ = (
@@ -40,7 +51,7 @@ class Counters:
         "tenants",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, tenants: Iterable[str] = ()) -> None:
         self.num_steps = 0
         self.num_finished = 0
         self.num_preemptions = 0
@@ -48,12 +59,10 @@ class Counters:
         self.queried_tokens = 0
         self.hit_tokens = 0
         self.recomputed_tokens = 0
-        self.tenants: dict[str, TenantCounters] = {}
+        self.tenants = {name: TenantCounters() for name in (*tenants, OTHER)}
 
     def tenant(self, name: str) -> TenantCounters:
-        if name not in self.tenants and len(self.tenants) >= _MOST_TENANTS:
-            name = ""
-        return self.tenants.setdefault(name, TenantCounters())
+        return self.tenants.get(name) or self.tenants[OTHER]
 
     def on_admit(self, request: Request) -> None:
         """Count what the prefix cache gave a request that begins to run."""
@@ -70,8 +79,16 @@ class Counters:
 
     def on_finish(self, request: Request) -> None:
         self.num_finished += 1
-        if request.submit.tenant or self.tenants:
-            self.tenant(request.submit.tenant).generated_tokens += request.valued_len - request.prompt_len
+        self.tenant(request.submit.tenant).generated_tokens += request.valued_len - request.prompt_len
+
+    def on_preempt(self, request: Request) -> None:
+        self.num_preemptions += 1
+        self.tenant(request.submit.tenant).num_preemptions += 1
+
+    def on_refuse(self, request: Request) -> None:
+        """A waiting request was given up."""
+        self.num_refused += 1
+        self.tenant(request.submit.tenant).num_refused += 1
 
 
 def logprob_entries(logprobs: Logprobs | None) -> tuple[TopLogprobs, ...]:

@@ -26,7 +26,13 @@ class Roster:
     """All requests by id, the running ones by serial in the order they were admitted."""
 
     def __init__(
-        self, memory: TokenMemory, lengths: Lengths, residence: Residence, policy: Policy, estimator: Estimator
+        self,
+        memory: TokenMemory,
+        lengths: Lengths,
+        residence: Residence,
+        policy: Policy,
+        estimator: Estimator,
+        counters: Counters,
     ) -> None:
         self._memory = memory
         self._lengths = lengths
@@ -37,7 +43,7 @@ class Roster:
         self._num_submitted = 0
         self.requests: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
-        self.counters = Counters()
+        self.counters = counters
         self.preempted: deque[int] = deque(maxlen=1000)
         self.num_events = 0
         """Grows whenever somebody comes or stops running: a refusal holds while it stands still."""
@@ -68,7 +74,7 @@ class Roster:
         """Back to the queue for want of memory."""
         self.requeue(request, now, trusted=True)
         request.num_preemptions += 1
-        self.counters.num_preemptions += 1
+        self.counters.on_preempt(request)
         self.preempted.append(request.request_id)
         self._estimator.on_evict()
 
@@ -97,12 +103,14 @@ class Roster:
 
     def indices(self) -> Int64:
         """Indices of the running requests."""
-        return np.array([request.index for request in self.running.values()], np.int64)
+        return np.flatnonzero(self._lengths.prefilling | self._lengths.decoding)
 
     def prompts(self) -> list[Request]:
         """Running requests whose prompt is in progress, oldest first."""
-        prompts = [request for request in self.running.values() if request.state is State.PREFILL]
-        return sorted(prompts, key=lambda request: request.serial)
+        lengths = self._lengths
+        indices = np.flatnonzero(lengths.prefilling)
+        prompts: list[Request] = lengths.owner[indices[np.argsort(lengths.serial[indices])]].tolist()
+        return prompts
 
     def _leave(self, request: Request, *, trusted: bool) -> None:
         """Stop running. Prompts that counted on this one's prefix must not count on it any more."""

@@ -26,7 +26,7 @@ from lightllm.scheduler.composition import Composition
 from lightllm.scheduler.cost import StepCost, StepShape
 from lightllm.scheduler.draft import Draft, Launched
 from lightllm.scheduler.estimators import Estimator
-from lightllm.scheduler.lengths import Lengths
+from lightllm.scheduler.lengths import Int64, Lengths
 from lightllm.scheduler.policies import Policy
 from lightllm.scheduler.preemption import choose_victim
 from lightllm.scheduler.request import Request, State
@@ -78,7 +78,9 @@ class Scheduler:
         )
         chunk = self._composition.max_chunk
         self._admission = Admission(memory, self._lengths, estimator, chunk=chunk, extra_tokens=extra_tokens)
-        self._roster = Roster(memory, self._lengths, self._residence, policy, estimator)
+        self.counters = Counters(settings.tenant_weights)
+        """What was done since the start."""
+        self._roster = Roster(memory, self._lengths, self._residence, policy, estimator, self.counters)
         self._completion = Completion(self._roster, self._lengths, policy, eos_ids)
         self._launched: deque[Launched] = deque()
         self._outputs: list[TokenOutput] = []
@@ -88,7 +90,11 @@ class Scheduler:
     # -- what came in ----------------------------------------------------------------------------------------
 
     def submit(self, submit: Submit, now: float) -> None:
-        """Queue a request. The caller has checked that prompt and output fit `max_len` and the pool."""
+        """Queue a request. The caller has checked that prompt and output fit `max_len` and the pool.
+
+        Raises InvalidRequest when no step is fast enough for a target of the request.
+        """
+        self._composition.check_targets(submit)
         prompt_len = len(submit.prompt) // 4
         longest = min(self._max_len, self.memory.total)
         assert prompt_len > 0 and prompt_len + submit.max_tokens <= longest, (
@@ -104,11 +110,6 @@ class Scheduler:
             self._roster.close(request, now)
             self._outputs.append(TokenOutput(request_id, finish=FinishReason.ABORT, cached_tokens=reused))
             self._residence.free_duplicates()
-
-    @property
-    def counters(self) -> Counters:
-        """What was done since the start."""
-        return self._roster.counters
 
     @property
     def preempted(self) -> deque[int]:
@@ -162,37 +163,29 @@ class Scheduler:
 
     def _add_decodes(self, draft: Draft, now: float) -> int:
         """One token for everyone who decodes; returns how many prompt tokens the step may take besides."""
-        requests = self._ready_decodes()
-        while len(requests) > self.memory.available:
-            if not self._preempt_one(set(), now):
-                requests = requests[: self.memory.available]
-                break
-            requests = [request for request in requests if request.state is State.DECODE]
-        if not requests:
-            return self._composition.prompt_tokens(0, 0, np.inf)
         lengths = self._lengths
-        indices = np.array([request.index for request in requests], np.int64)
+        indices = self._ready_decodes()
+        while len(indices) > self.memory.available:
+            if not self._preempt_one(set(), now):
+                indices = indices[: self.memory.available]
+                break
+            indices = indices[lengths.decoding[indices]]
+        if not len(indices):
+            return self._composition.prompt_tokens(0, 0, np.inf)
         starts = lengths.computed[indices]
         slots = self._residence.compute_decodes(indices)
         lengths.known[indices] += 1
-        draft.add_decodes(requests, lengths.row[indices], starts, slots)
+        draft.add_decodes(lengths.owner[indices].tolist(), indices, lengths.row[indices], starts, slots)
         strictest = float(lengths.tpot_target[indices].min())
-        return self._composition.prompt_tokens(len(requests), int(starts.sum()), strictest)
+        return self._composition.prompt_tokens(len(indices), int(starts.sum()), strictest)
 
-    def _ready_decodes(self) -> list[Request]:
-        """Those who may generate one more token; when the budget is too small for all, they take turns."""
-        decoding = [request for request in self._roster.running.values() if request.state is State.DECODE]
-        if not decoding:
-            return decoding
-        indices = np.array([request.index for request in decoding], np.int64)
-        open_ended = self._lengths.known[indices] < self._lengths.limit[indices]
-        if not open_ended.all():
-            decoding = [request for request, ready in zip(decoding, open_ended.tolist(), strict=True) if ready]
-        most = self._composition.max_tokens
-        if len(decoding) > most:
-            first = self._next_step * most % len(decoding)
-            decoding = (decoding[first:] + decoding[:first])[:most]
-        return decoding
+    def _ready_decodes(self) -> Int64:
+        """Indices of those who may generate one more token; when the budget is too small for all, they take turns."""
+        lengths, most = self._lengths, self._composition.max_tokens
+        ready = np.flatnonzero(lengths.decoding & (lengths.known < lengths.limit))
+        if len(ready) > most:
+            ready = np.roll(ready, -(self._next_step * most % len(ready)))[:most]
+        return ready
 
     def _add_prompts_in_progress(self, draft: Draft, room: int, now: float) -> int:
         """Next chunks of prompts that are under way, oldest first; returns the tokens planned."""
@@ -339,7 +332,7 @@ class Scheduler:
             goal = "in time" if target is None else f"within {target:g} s"
             message = f"the first token cannot be given {goal}: {len(self._policy)} requests wait"
             self._roster.close(request, now)
-            self.counters.num_refused += 1
+            self.counters.on_refuse(request)
             self._outputs.append(
                 TokenOutput(request.request_id, finish=FinishReason.ERROR, error=("overloaded", message))
             )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lightllm.config.settings import SchedulerSettings
+from lightllm.errors import ConfigError
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.messages import FinishReason, Submit, TokenOutput, pack_ids
 from lightllm.protocol.sampling_params import SamplingParams
@@ -127,13 +128,18 @@ class Simulation:
             self._submit(job)
 
     def _submit(self, job: Job) -> None:
+        """Raises ConfigError for a job that is larger than the pool."""
+        max_tokens = job.output_len if self._setup.oracle else job.max_tokens
+        most = self._setup.total_tokens
+        if len(job.prompt) + max_tokens > most:
+            asks = f"a prompt of {len(job.prompt)} tokens and an output of up to {max_tokens}"
+            raise ConfigError(f"total_tokens of {most} cannot hold {asks}", param="total_tokens")
         request_id = self._next_id
         self._next_id += 1
         arrival = self._now if job.arrival is None else job.arrival
         life = Life(request_id, job, arrival)
         self._lives[request_id] = self._waiting[request_id] = life
         self._machine.total_len[request_id] = len(job.prompt) + job.output_len
-        max_tokens = job.output_len if self._setup.oracle else job.max_tokens
         submit = Submit(
             request_id,
             pack_ids(job.prompt),

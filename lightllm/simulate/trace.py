@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,11 @@ _OPTIONAL = ("max_tokens", "tenant")
 _VOCABULARY = 32_000
 
 
-def read_trace(path: str | Path, seed: int = 0) -> list[Job]:
-    """The jobs of a trace, with random tokens of the given lengths. ConfigError names the line that is wrong."""
+def read_trace(path: str | Path, total_tokens: int, seed: int = 0) -> list[Job]:
+    """The jobs of a trace, with random tokens of the given lengths, for a pool of `total_tokens`.
+
+    ConfigError names the line that is wrong.
+    """
     file = Path(path)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -35,10 +37,10 @@ def read_trace(path: str | Path, seed: int = 0) -> list[Job]:
     jobs: list[Job] = []
     for number, row in rows:
         try:
-            job = _job(row, random)
+            job = _job(row, total_tokens, random)
             if jobs and job.arrival is not None and job.arrival < (jobs[-1].arrival or 0.0):
                 raise ValueError(f"arrival {job.arrival:g} comes before that of the line above")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ConfigError(f"trace: {file}, line {number}: {error}", param="trace") from error
         jobs.append(job)
     if not jobs:
@@ -47,7 +49,9 @@ def read_trace(path: str | Path, seed: int = 0) -> list[Job]:
 
 
 def _csv_rows(lines: list[str]) -> Iterator[tuple[int, Any]]:
-    return zip(count(2), csv.DictReader(lines), strict=False)
+    reader = csv.DictReader(lines)
+    for row in reader:
+        yield reader.line_num, row
 
 
 def _json_rows(lines: list[str]) -> Iterator[tuple[int, Any]]:
@@ -59,7 +63,7 @@ def _json_rows(lines: list[str]) -> Iterator[tuple[int, Any]]:
                 yield number, None
 
 
-def _job(row: Any, random: np.random.Generator) -> Job:
+def _job(row: Any, total_tokens: int, random: np.random.Generator) -> Job:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     unknown = set(row) - {*_REQUIRED, *_OPTIONAL}
@@ -73,12 +77,14 @@ def _job(row: Any, random: np.random.Generator) -> Job:
         raise ValueError(f"arrival must be at least 0, got {arrival}")
     if max_tokens < output_len:
         raise ValueError(f"max_tokens {max_tokens} is less than output_tokens {output_len}")
+    if prompt_len + max_tokens > total_tokens:
+        raise ValueError(f"a prompt of {prompt_len} and an output of up to {max_tokens} exceed {total_tokens} slots")
     prompt = random.integers(2, _VOCABULARY, prompt_len, np.int32)
     return Job(prompt, output_len, max_tokens, str(row.get("tenant") or ""), arrival)
 
 
 def _whole(row: dict[str, Any], name: str) -> int:
     value = int(row[name])
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    if value < 1 or isinstance(row[name], float | bool):
+        raise ValueError(f"{name} must be a whole number of at least 1, got {row[name]}")
     return value

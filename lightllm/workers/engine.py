@@ -151,12 +151,13 @@ class EngineLoop:
     def step(self) -> bool:
         """One turn of the loop. Returns False when there is nothing to do until a message arrives."""
         launched = self._launch()
-        if self._tickets and (not launched or len(self._tickets) >= self._depth):
+        busy = bool(self._tickets)  # before one is collected: its result may let the next request in
+        if busy and (not launched or len(self._tickets) >= self._depth):
             self._emit(self._collect())
         else:
             self._emit(self._scheduler.take_outputs())
         self._outbox.flush()
-        return launched or bool(self._tickets)
+        return busy
 
     def handle(self, message: EngineInbox) -> None:
         """Take in one message."""
@@ -182,10 +183,12 @@ class EngineLoop:
     def _submit(self, submit: Submit, now: float) -> None:
         try:
             self._scheduler.submit(submit, now)
-        except AssertionError as error:
-            logger.error("request %d was refused: %s", submit.request_id, error)
+        except (AssertionError, InvalidRequest) as error:
+            if not isinstance(error, InvalidRequest):
+                logger.error("request %d was refused: %s", submit.request_id, error)
+                error = InvalidRequest("the request does not fit")
             self._send(_open(submit))
-            self._send(TokenBatch((_failure(submit.request_id, InvalidRequest("the request does not fit")),)))
+            self._send(TokenBatch((_failure(submit.request_id, error),)))
             return
         self._send(_open(submit))
 

@@ -226,7 +226,7 @@ class Frontend:
                 self._submit(generation, submit)
         except LightLLMError as error:
             generation.close()
-            tally.refused(error.code)
+            tally.refused(error.code, terms.tenant)
             raise
         return generation
 

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+from lightllm.errors import Overloaded
 from lightllm.metrics import names
-from lightllm.metrics.board import MetricSet
+from lightllm.metrics.board import Counter, MetricSet
 from lightllm.protocol.plan import StepPlan
+from lightllm.scheduler.cost import StepCost
+from lightllm.scheduler.results import Counters, TenantCounters
 from lightllm.scheduler.scheduler import Scheduler
+
+
+class _TenantMeters:
+    """The counters of one tenant, and what was published of them."""
+
+    def __init__(self, metrics: MetricSet, name: str, counts: TenantCounters) -> None:
+        self.counts = counts
+        self.totals = {
+            "queried_tokens": metrics.counter(names.TENANT_QUERIED, tenant=name),
+            "hit_tokens": metrics.counter(names.TENANT_HIT, tenant=name),
+            "num_preemptions": metrics.counter(names.TENANT_PREEMPTIONS, tenant=name),
+            "num_refused": metrics.counter(names.TENANT_REFUSED, tenant=name),
+        }
+        self.seen = dict.fromkeys(self.totals, 0)
+
+
+def _publish(counts: Counters | TenantCounters, totals: dict[str, Counter], seen: dict[str, int]) -> None:
+    """Add what `counts` gained since they were `seen`."""
+    for name, counter in totals.items():
+        value = getattr(counts, name)
+        if value != seen[name]:
+            counter.inc(value - seen[name])
+            seen[name] = value
 
 
 class EngineMeters:
@@ -26,8 +54,11 @@ class EngineMeters:
             "queried_tokens": metrics.counter(names.PREFIX_CACHE_QUERIED),
             "hit_tokens": metrics.counter(names.PREFIX_CACHE_HIT),
             "num_preemptions": metrics.counter(names.PREEMPTIONS),
+            "num_refused": metrics.counter(names.REQUESTS_REFUSED, reason=Overloaded.code),
         }
+        self._tenants = [_TenantMeters(metrics, name, counts) for name, counts in scheduler.counters.tenants.items()]
         self._evicted = metrics.counter(names.EVICTED_TOKENS)
+        self._cost = {field.name: metrics.gauge(names.STEP_COST, coefficient=field.name) for field in fields(StepCost)}
         self._seen = dict.fromkeys([*self._totals, "evicted"], 0)
         self.read()
 
@@ -41,6 +72,10 @@ class EngineMeters:
         """A step's result arrived; it took `seconds` on the device."""
         self._steps.inc()
         self._step_seconds.observe(seconds)
+        cost = self._scheduler.step_cost
+        if cost is not None:
+            for name, gauge in self._cost.items():
+                gauge.set(getattr(cost, name))
 
     def read(self) -> None:
         """Publish the gauges and what the counters gained; before a step, and when there is nothing to do.
@@ -56,9 +91,8 @@ class EngineMeters:
         self._slots["free"].set(ledger.free)
         self._slots["cached"].set(ledger.evictable)
         self._slots["held"].set(ledger.in_use)
-        for name, counter in self._totals.items():
-            value = getattr(scheduler.counters, name)
-            counter.inc(value - self._seen[name])
-            self._seen[name] = value
+        _publish(scheduler.counters, self._totals, self._seen)
+        for tenant in self._tenants:
+            _publish(tenant.counts, tenant.totals, tenant.seen)
         self._evicted.inc(scheduler.memory.num_evicted - self._seen["evicted"])
         self._seen["evicted"] = scheduler.memory.num_evicted

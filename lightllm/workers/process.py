@@ -32,6 +32,7 @@ from lightllm.errors import LightLLMError
 from lightllm.ipc import Ring, RingHandle, RingReader, RingReceiver, RingSender, RingWriter
 from lightllm.ipc.merged import MergedReceiver
 from lightllm.metrics import Board, BoardHandle
+from lightllm.metrics.names import for_tenants
 from lightllm.protocol.codec import Codec
 from lightllm.protocol.messages import Ready, StartFailed, SupervisorInbox
 
@@ -70,7 +71,8 @@ class Worker:
         self.generation = bootstrap.generation
         self.settings = bootstrap.settings
         self.started = bootstrap.started
-        self.boards = {name: Board.attach(handle) for name, handle in bootstrap.boards.items()}
+        metrics = for_tenants(bootstrap.settings.scheduler.tenant_weights)
+        self.boards = {name: Board.attach(handle, metrics) for name, handle in bootstrap.boards.items()}
         self.listening_socket = _socket(bootstrap.listening_socket)
         self._outbound = {name: Ring.attach(handle) for name, handle in bootstrap.outbound.items()}
         self._readers = {name: RingReader(Ring.attach(handle)) for name, handle in bootstrap.inbound.items()}

@@ -34,9 +34,10 @@ class Tally:
             self._prompt_tokens.inc(prompt_len)
             self._prompt_len.observe(prompt_len)
 
-    def refused(self, code: str) -> None:
+    def refused(self, code: str, tenant: str) -> None:
         if self._metrics is not None:
             self._metrics.counter(names.REQUESTS_REFUSED, reason=code).inc()
+            self._metrics.counter(names.TENANT_REFUSED, tenant=tenant).inc()
 
     def tokens(self, count: int, since: float, *, first: bool) -> None:
         """`count` tokens arrived together, `since` seconds after the arrival (first) or the tokens before."""

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from device import make_harness
 
 from lightllm.config.settings import SchedulerSettings
-from lightllm.errors import ConfigError
+from lightllm.errors import ConfigError, InvalidRequest
+from lightllm.protocol.messages import Submit, pack_ids
+from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.scheduler.composition import LEAST_CHUNK, Composition
 from lightllm.scheduler.cost import OnlineStepCost, StepCost, StepShape, load_step_cost
 from lightllm.simulate.clients import OpenLoop
@@ -73,8 +76,30 @@ def test_prompts_get_what_the_target_leaves(tmp_path: Path) -> None:
 
 
 def test_an_impossible_target_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tpot_target 0.005 s cannot be met: a step takes at least 0.0101 s"):
+    with pytest.raises(ConfigError, match=r"tpot_target of 0.005 s cannot be met: a step takes at least 0.0101 s"):
         composition(tmp_path, 0.005)
+
+
+@pytest.mark.parametrize("name", ["ttft_target", "tpot_target"])
+def test_a_request_with_an_impossible_target_is_refused(tmp_path: Path, name: str) -> None:
+    COST.save(tmp_path / "cost.json")
+    harness = make_harness(64, step_cost=str(tmp_path / "cost.json"))
+    message = rf"{name} of 0.005 s cannot be met: a step takes at least 0.0101 s"
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        harness.submit([2, 3], 4, **{name: 0.005})
+    assert caught.value.param == name and harness.scheduler.num_requests == 0
+    harness.submit([2, 3], 4, **{name: 0.0102})
+
+
+def test_a_fitted_cost_refuses_only_what_is_far_below_it() -> None:
+    fitted = Composition(SchedulerSettings(max_step_tokens=2048))
+    anything = Submit(0, pack_ids([2]), SamplingParams(), 1, 0, 0.0, tpot_target=1e-9)
+    fitted.check_targets(anything)
+    for tokens in range(1, 33):
+        fitted.observe(StepShape(tokens, 0), 0.01 + 1e-4 * tokens)
+    assert fitted.least_seconds == pytest.approx(0.00505, rel=0.02)
+    with pytest.raises(InvalidRequest, match="tpot_target of 1e-09 s cannot be met"):
+        fitted.check_targets(anything)
 
 
 @pytest.mark.parametrize("target", [None, 0.04])

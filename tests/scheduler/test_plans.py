@@ -222,6 +222,13 @@ def test_results_come_in_order() -> None:
         ("eviction_target", -0.1, r"eviction_target must lie in \[0, 1\), got -0.1"),
         ("tpot_target", 0.0, "tpot_target must be a positive number, got 0"),
         ("overtaking", -1, "overtaking must not be negative, got -1"),
+        ("tenant_weight", ("a",), "tenant_weight is NAME=WEIGHT with a positive number, got 'a'"),
+        ("tenant_weight", ("=2",), "tenant_weight is NAME=WEIGHT with a positive number, got '=2'"),
+        ("tenant_weight", ("a=1", "b=many"), "tenant_weight is NAME=WEIGHT with a positive number, got 'b=many'"),
+        ("tenant_weight", ("a=0",), "tenant_weight is NAME=WEIGHT with a positive number, got 'a=0'"),
+        ("tenant_weight", ("a=nan",), "tenant_weight is NAME=WEIGHT with a positive number, got 'a=nan'"),
+        ("tenant_weight", ("a=inf",), "tenant_weight is NAME=WEIGHT with a positive number, got 'a=inf'"),
+        ("tenant_weight", ("a=1", "a=2"), "tenant_weight names 'a' twice"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(field: str, value: object, message: str) -> None:

@@ -125,11 +125,12 @@ def test_a_late_request_is_refused_with_its_target() -> None:
 
 
 def test_vtc_goes_by_service_weights_and_arrival() -> None:
-    policy = VirtualTokenCounter(input_weight=1.0, output_weight=2.0)
+    policy = policy_of("vtc", tenant_weight=("b=2",))
+    assert isinstance(policy, VirtualTokenCounter)
     for number in range(4):
         policy.append(request(number, 10, tenant="a"), 0.0)
     for number in range(4, 8):
-        policy.append(request(number, 10, tenant="b", weight=2.0), 0.0)
+        policy.append(request(number, 10, tenant="b"), 0.0)
     assert order(policy) == [0, 4, 5, 1, 6, 7, 2, 3]
     policy.on_tokens([request(0, tenant="a")] * 5, 0.0)
     assert policy.counters == {"a": 40 + 10.0, "b": 20.0}
@@ -155,13 +156,14 @@ def serve(harness: Harness, submit: Callable[[], None], steps: int) -> None:
         harness.step()
 
 
-def test_vtc_keeps_backlogged_tenants_within_the_published_bound() -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_vtc_keeps_backlogged_tenants_within_the_published_bound(seed: int) -> None:
     # OSDI 2024, Theorem 4.4: |W_f - W_g| <= 2 max(w_p L_input, w_q M) while both are backlogged
     total, longest = 120, 16
     harness = make_harness(total, max_len=32, policy="vtc", max_running=12, max_step_tokens=64, estimator="past_future")
     policy = harness.scheduler._policy
     assert isinstance(policy, VirtualTokenCounter)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     bound = 2 * max(1.0 * longest, 2.0 * total)
     worst = 0.0
 
@@ -178,13 +180,3 @@ def test_vtc_keeps_backlogged_tenants_within_the_published_bound() -> None:
     serve(harness, submit, 400)
     assert 0.0 < worst <= bound
     assert min(policy.counters.values()) > 4 * bound, "long enough to tell"
-
-
-def test_tenants_have_their_own_hit_accounts() -> None:
-    harness = make_harness(400)
-    for tenant in ("a", "a", "b"):
-        harness.submit(range(2, 22), 1, tenant=tenant, ignore_eos=True)
-        harness.step()
-    tenants = harness.scheduler.counters.tenants
-    assert (tenants["a"].queried_tokens, tenants["a"].hit_tokens) == (40, 19)
-    assert (tenants["b"].queried_tokens, tenants["b"].hit_tokens, tenants["b"].generated_tokens) == (20, 19, 1)

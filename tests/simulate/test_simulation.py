@@ -77,15 +77,17 @@ def test_traces_in_both_formats(tmp_path: Path) -> None:
         {"arrival": 1, "prompt_tokens": 1, "output_tokens": 2},
     ]
     lines.write_text("\n".join(json.dumps(row) for row in rows))
-    assert [(len(j.prompt), j.output_len, j.tenant) for j in read_trace(table)] == [(10, 5, "a"), (20, 6, "b")]
-    assert [(len(j.prompt), j.arrival) for j in read_trace(lines)] == [(10, 0.0), (1, 1.0)]
+    assert [(len(j.prompt), j.output_len, j.tenant) for j in read_trace(table, 100)] == [(10, 5, "a"), (20, 6, "b")]
+    assert [(len(j.prompt), j.arrival) for j in read_trace(lines, 100)] == [(10, 0.0), (1, 1.0)]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("arrival,prompt_tokens,output_tokens\n0,10,5\nx,10,5\n", "line 3: could not convert string to float"),
-        ("arrival,prompt_tokens,output_tokens\n0,0,5\n", "line 2: prompt_tokens must be at least 1, got 0"),
+        ("arrival,prompt_tokens,output_tokens\n0,0,5\n", "line 2: prompt_tokens must be a whole .*, got 0"),
+        ("arrival,prompt_tokens,output_tokens\n0,1,5\n\n0,10.5,5\n", "line 4: invalid literal for int.*10.5"),
+        ("arrival,prompt_tokens,output_tokens\n0,999,5\n", "a prompt of 999 and an output of up to 5 exceed 1000"),
         ("arrival,prompt_tokens\n0,10\n", r"line 2: needs .* missing \['output_tokens'\]"),
         ("arrival,prompt_tokens,output_tokens,cost\n0,1,1,1\n", r"line 2: .* unknown \['cost'\]"),
         ("arrival,prompt_tokens,output_tokens\n5,1,1\n4,1,1\n", "line 3: arrival 4 comes before"),
@@ -97,7 +99,7 @@ def test_a_bad_trace_names_the_line(tmp_path: Path, content: str, message: str) 
     path = tmp_path / "trace.csv"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
-        read_trace(path)
+        read_trace(path, 1000)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,11 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     results = json.loads(path.read_text())["results"]
     assert [result["variant"] for result in results] == list(variants)
     assert all(len(result["seeds"]) == 2 for result in results)
+
+
+def test_a_pool_too_small_for_the_workload_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"total_tokens of 2000 cannot hold a prompt of \d+ tokens and an output of"):
+        SimulateCommand(total_tokens=2000).run()
 
 
 def test_a_trace_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

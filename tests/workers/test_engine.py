@@ -8,13 +8,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lightllm.config.settings import Settings
+from lightllm.config.settings import SchedulerSettings, Settings
 from lightllm.errors import Backpressure, CheckpointError
-from lightllm.ipc import Ring, RingReader, RingReceiver, RingSender, RingWriter
+from lightllm.ipc import Ring, RingReader, RingReceiver, RingSender, RingWriter, local_channel
+from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.codec import Codec
-from lightllm.protocol.messages import DetokenizerInbox, EngineStarted, FinishReason, TokenBatch, TokenOutput
+from lightllm.protocol.messages import (
+    DetokenizerInbox,
+    EngineStarted,
+    FinishReason,
+    Submit,
+    TokenBatch,
+    TokenOutput,
+    pack_ids,
+)
+from lightllm.protocol.plan import StepPlan, StepResult
+from lightllm.protocol.sampling_params import SamplingParams
+from lightllm.scheduler import scheduler as real
+from lightllm.scheduler.estimators import make_estimator
+from lightllm.scheduler.policies import make_policy
 from lightllm.workers.engine import EngineLoop, EngineParts, build_parts
 
 CODEC: Codec[DetokenizerInbox] = Codec(DetokenizerInbox)
@@ -105,6 +120,33 @@ def test_the_engine_gives_up_on_a_detokenizer_that_never_reads(monkeypatch: pyte
         for request_id in range(20):
             scheduler.outputs = [output(request_id, 500)]
             loop.step()
+
+
+class Parrot:
+    """An engine that says 7 to everything."""
+
+    def launch(self, plan: StepPlan) -> StepPlan:
+        return plan
+
+    def collect(self, plan: StepPlan) -> StepResult:
+        said = np.full(int(plan.sampled.sum()), 7, np.int32)
+        return StepResult(plan.step, said, np.ones(len(said), np.int32), seconds=0.01)
+
+
+def test_those_who_wait_run_as_soon_as_all_others_end_at_once() -> None:
+    """No message comes to wake the loop: it must not report that there is nothing to do."""
+    settings = SchedulerSettings(max_running=2, max_step_tokens=16)
+    policy, estimator = make_policy(settings), make_estimator(settings)
+    scheduler = real.Scheduler(settings, TokenMemory(32), policy, estimator, max_len=16)
+    engine: Any = Parrot()
+    channel: tuple[Any, Any] = local_channel()
+    loop = EngineLoop(EngineParts(scheduler, engine, {}, ()), [], channel[0])
+    for number in range(6):
+        params = SamplingParams(max_tokens=4, ignore_eos=True)
+        loop.handle(Submit(number, pack_ids([number + 1] * 4), params, 4, number, 0.0))
+    while loop.step():
+        pass
+    assert scheduler.num_requests == 0 and scheduler.counters.num_finished == 6
 
 
 def test_the_first_word_is_the_start() -> None:

@@ -35,4 +35,4 @@ def make_policy(settings: SchedulerSettings) -> Policy:
         case "deadline":
             return EarliestDeadlineFirst(settings.ttft_target)
         case "vtc":
-            return VirtualTokenCounter(settings.vtc_input_weight, settings.vtc_output_weight)
+            return VirtualTokenCounter(settings.vtc_input_weight, settings.vtc_output_weight, settings.tenant_weights)

@@ -10,26 +10,34 @@ Two tenants that wait all the time differ in service by at most 2 max(w_in * lon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 
 from lightllm.scheduler.policies.seam import MOST_CANDIDATES, Outlook
 from lightllm.scheduler.request import Request
 
 _MOST_IDLE_TENANTS = 10_000
-_LEAST_WEIGHT = 1e-3
 
 
 class VirtualTokenCounter:
-    """Waiting requests by tenant. Work-conserving: whoever waits is served when there is room."""
+    """Waiting requests by tenant. Work-conserving: whoever waits is served when there is room.
+
+    `tenant_weights` are by name; a tenant without one has weight 1.
+    """
 
     strict = True
 
-    def __init__(self, input_weight: float = 1.0, output_weight: float = 2.0) -> None:
+    def __init__(
+        self,
+        input_weight: float = 1.0,
+        output_weight: float = 2.0,
+        tenant_weights: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self._input_weight = input_weight
         self._output_weight = output_weight
         self.counters: dict[str, float] = {}
-        self._weights: dict[str, float] = {}
+        self._weights = tenant_weights
         self._queues: dict[str, dict[int, Request]] = {}
         self._last_to_leave = ""
         self._num_waiting = 0
@@ -41,7 +49,6 @@ class VirtualTokenCounter:
         tenant = request.submit.tenant
         if tenant not in self._queues:
             self._lift(tenant)
-        self._weights[tenant] = max(request.submit.weight, _LEAST_WEIGHT)
         self._queues.setdefault(tenant, {})[request.serial] = request
         self._num_waiting += 1
 
@@ -106,4 +113,3 @@ class VirtualTokenCounter:
         for name in islice(idle, len(idle) // 2):
             if name != self._last_to_leave:
                 del self.counters[name]
-                self._weights.pop(name, None)

@@ -29,7 +29,7 @@ DIRECT = (
 )
 """Fields that mean the same here and there."""
 TERMS = ("cache_salt", "priority", "tenant", "ttft_target", "tpot_target", "refuse_late", "share_prefix")
-"""Fields of `Terms` that a client may set; a tenant's weight is the operator's business."""
+"""Fields of `Terms` that a client may set."""
 MAX_PROMPT_ENTRIES = 1 << 22
 LISTS = ("stop_token_ids", "bad_words", "allowed_token_ids")
 INHERITED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
