@@ -219,8 +219,9 @@ def test_a_burst_of_three_times_the_memory(tmp_path: Path) -> None:
         queried = "prefix_cache_queried_tokens_total"
         assert server.metric(f'lightllm_tenant_{queried}{{tenant="acme"}}') > burst
         call = {"model": "lightllm-demo", "prompt": "Hello", "tpot_target": 1e-6}
-        refused = httpx.post(f"{server.url}/v1/completions", json=call)
-        assert refused.status_code == 400 and "tpot_target of 1e-06 s cannot be met" in refused.text
+        for stream in (False, True):
+            refused = httpx.post(f"{server.url}/v1/completions", json={**call, "stream": stream})
+            assert refused.status_code == 400 and "tpot_target of 1e-06 s cannot be met" in refused.text
     finally:
         server.process.terminate()
         assert server.process.wait(SECONDS) == 0

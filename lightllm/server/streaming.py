@@ -24,6 +24,8 @@ from lightllm.server.faults import as_error, error_body
 from lightllm.workers.generation import Generation
 
 KEEP_ALIVE_SECONDS = 15.0
+REFUSAL_SECONDS = 0.25
+"""How long the status waits for the first token, so that what the engine refuses at once is no success."""
 DONE = b"data: [DONE]\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -53,6 +55,8 @@ def client_gone() -> Response:
 class EventStream:
     """A response that writes `events` (whole events, encoded) and ends `generation` when the client leaves.
 
+    Raises the LightLLMError of a generation that fails before its first token, at once.
+
     done: what is written after the last event, also after an error.
     keep_alive: seconds of silence after which a comment is sent.
     """
@@ -73,10 +77,12 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._generation as generation:
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            async with watch(receive, generation), self._beating(send):
-                async for data in self._guarded():
-                    await self._write(send, data)
+            async with watch(receive, generation):
+                await generation.begin(REFUSAL_SECONDS)
+                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+                async with self._beating(send):
+                    async for data in self._guarded():
+                        await self._write(send, data)
             if not generation.closed:
                 await self._write(send, self._done)
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -17,15 +17,17 @@ from lightllm.workers.tally import Tally
 
 
 class Choice:
-    """One request as the engine sees it. `first_at` and `last_at` are the times of its tokens, None before."""
+    """One request as the engine sees it: tokens `generated`, and of these `read` by iteration. `first_at` and `last_at`
+    are the times of its tokens, None before."""
 
-    __slots__ = ("cached", "first_at", "generated", "generation", "index", "last_at", "request_id")
+    __slots__ = ("cached", "first_at", "generated", "generation", "index", "last_at", "read", "request_id")
 
     def __init__(self, generation: Generation, index: int, request_id: int) -> None:
         self.generation = generation
         self.index = index
         self.request_id = request_id
         self.generated = 0
+        self.read = 0
         self.cached = 0
         self.first_at: float | None = None
         self.last_at: float | None = None
@@ -77,7 +79,8 @@ class Generation:
 
     @property
     def completion_tokens(self) -> int:
-        return sum(choice.generated for choice in self.choices)
+        """Tokens of all choices that iteration gave so far."""
+        return sum(choice.read for choice in self.choices)
 
     @property
     def cached_tokens(self) -> int:
@@ -111,6 +114,20 @@ class Generation:
             self._on_leave(live, disconnected)
         self._wake()
 
+    async def begin(self, seconds: float) -> None:
+        """Wait for the first event, but not longer than that. Raises it if it is an error, as iterating would."""
+        if not self._events and self.live:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.wait([self._waiter], timeout=seconds)
+            except asyncio.CancelledError:
+                self.close(disconnected=True)
+                raise
+            finally:
+                self._waiter = None
+        if self._events and isinstance(self._events[0], LightLLMError):
+            raise self._events.popleft()  # type: ignore[misc]  # it is one
+
     def __enter__(self) -> Generation:
         return self
 
@@ -130,6 +147,8 @@ class Generation:
         event = self._events.popleft()
         if isinstance(event, LightLLMError):
             raise event
+        index, output = event
+        self.choices[index].read += len(output.token_ids)
         return event
 
     async def _sleep(self) -> None:

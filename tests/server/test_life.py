@@ -168,3 +168,30 @@ def test_a_silent_stream_is_kept_alive(server: LiveServer, monkeypatch: pytest.M
     with httpx.stream("POST", server.url + CHAT, json={"messages": HELLO, "stream": True}) as response:
         lines = response.iter_lines()
         assert any(line == ": keep-alive" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a", "stream": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "stream": True}),
+        ("/generate_stream", {"inputs": "a", "parameters": {}}),
+    ],
+)
+def test_what_the_engine_refuses_at_once_is_no_success(
+    server: LiveServer, http: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    server.engine.script = Script(error=(0, ("invalid_request", "tpot_target is beyond reach")))
+    response = http.post(path, json=body)
+    assert (response.status_code, response.json()["error"]["message"]) == (400, "tpot_target is beyond reach")
+    server.engine.script = Script(error=(2, ("engine_error", "it broke")))
+    response = http.post(path, json=body)
+    assert response.status_code == 200 and "it broke" in response.text
+
+
+def test_a_stream_begins_though_its_first_token_is_late(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightllm.server.streaming.REFUSAL_SECONDS", 0.05)
+    server.engine.script = Script(hang_after=0)
+    body = {"messages": [{"role": "user", "content": "a"}], "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
+        assert response.status_code == 200 and next(response.iter_lines()).startswith("data: ")
