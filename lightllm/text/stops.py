@@ -28,12 +28,11 @@ class StopMatcher:
     stop string.
     """
 
-    __slots__ = ("_held", "_include", "_stops", "_suspended", "hit")
+    __slots__ = ("_held", "_include", "_stops", "hit")
 
     def __init__(self, stops: Sequence[str], include_stop: bool = False) -> None:
         self._stops = _checked(stops)
         self._include = include_stop
-        self._suspended = False
         self._held = ""
         self.hit: str | None = None
         """The stop string that ended the text, once there is one."""
@@ -45,7 +44,7 @@ class StopMatcher:
         """
         if self.hit is not None:
             return "", self.hit
-        if not self._stops or self._suspended:
+        if not self._stops:
             return text, None
         window = self._held + text
         found = self._find(window)
@@ -61,15 +60,6 @@ class StopMatcher:
         """The text ended without a hit: give what was held back."""
         held, self._held = self._held, ""
         return held
-
-    def suspend(self) -> str:
-        """Let text through unmatched until `resume` (a minimum length); give what was held back."""
-        self._suspended = True
-        return self.flush()
-
-    def resume(self) -> None:
-        """Match from here on; a stop string must lie wholly in the text that follows."""
-        self._suspended = False
 
     def _find(self, window: str) -> tuple[int, str] | None:
         """End and stop string of the match that is complete first."""

@@ -63,15 +63,6 @@ def test_a_stop_string_over_token_borders() -> None:
     assert (matcher.flush(), matcher.hit) == ("", "</end>")
 
 
-def test_suspended_until_the_minimum_length() -> None:
-    matcher = StopMatcher(["stop"])
-    assert matcher.push("a st") == ("a ", None)
-    assert matcher.suspend() == "st"
-    assert matcher.push("op stop st") == ("op stop st", None)
-    matcher.resume()
-    assert matcher.push("op and stop") == ("op and ", "stop")
-
-
 def test_without_stops_text_passes() -> None:
     assert StopMatcher([]).push("anything") == ("anything", None)
 
