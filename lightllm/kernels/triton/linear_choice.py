@@ -17,8 +17,14 @@ from importlib import resources
 
 import torch
 
+from lightllm.kernels.triton.launch import next_power_of_2
+
 MOST_VECTOR_TOKENS = 4
 MOST_TILE_TOKENS = 64
+LARGE_ROWS = 8192
+"""Rows from which a weight of thousands of columns is more than the device holds on its way at once."""
+WHOLE_ROW = 4096
+"""Columns that a program of 4 warps can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +76,13 @@ def choices_for(num_rows: int, size: int, dtype: torch.dtype, device_name: str) 
 
 
 def by_rule(num_rows: int, size: int) -> Vector:
-    """A vector kernel that was good for every shape measured."""
-    return Vector(rows=2 if num_rows >= 4096 else 1, block_k=2048 if size >= 2048 else 1024, num_warps=4)
+    """A vector kernel in the manner of those measured best: of a small weight, whole rows are under way before the
+    input is there; of a large one, programs that end soon."""
+    if num_rows >= LARGE_ROWS or size > WHOLE_ROW:
+        return Vector(rows=2, block_k=2048, num_warps=4)
+    block_k = next_power_of_2(size)
+    rows = 1 if block_k == WHOLE_ROW else 2
+    return Vector(rows, block_k, max(2, rows * block_k // 1024))
 
 
 @cache
