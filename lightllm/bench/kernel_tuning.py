@@ -1,12 +1,13 @@
 """Measuring which kernel computes each matrix product of a model fastest: the tables of `lightllm/kernels/tuned`.
 
-The candidates are compiled together beforehand; each is then checked against the vendor's product and timed.
+The candidates are compiled together beforehand; each is then checked against the vendor's product and timed, each time
+after a norm: within a step what counts is also how well a product begins while the kernel before it ends.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,9 +24,10 @@ from lightllm.errors import ConfigError
 from lightllm.kernels.triton.compiling import compiled_together
 from lightllm.kernels.triton.linear_choice import MOST_VECTOR_TOKENS, Choice, Tile, Vector, table_name, write_choice
 from lightllm.kernels.triton.linear_op import SplitWorkspace, multiply_tile, multiply_vector
+from lightllm.kernels.triton.norm import rms_norm
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64)
-VECTOR_BLOCKS = ((512, 2), (1024, 2), (1024, 4), (2048, 4), (2048, 8), (4096, 8))
+VECTOR_BLOCKS = ((512, 2), (1024, 2), (1024, 4), (2048, 4), (2048, 8), (4096, 4), (4096, 8))
 """Columns at a time, warps."""
 TILE_BLOCKS = ((64, 64, 6), (64, 128, 3), (64, 128, 5), (64, 256, 3), (128, 64, 4), (128, 128, 3))
 """Rows and columns of the weight at a time, pipeline stages."""
@@ -89,13 +91,14 @@ def _compile(weight: Tensor, inputs: Inputs, workspace: SplitWorkspace) -> None:
 def _tune_product(model: str, name: str, x: Tensor, weights: Sequence[Tensor], workspace: SplitWorkspace) -> Tuned:
     expected = linear(x, weights[0]).float()
     repeats = max(1, 16 // len(weights))
-    vendor = time_launches([partial(linear, x, weight) for weight in weights] * repeats)
+    vendor = time_launches([partial(_after_norm, linear, x, weight) for weight in weights] * repeats)
     best: tuple[float, Choice] = (vendor, None)
     tried: dict[str, float] = {}
     for choice in candidates(len(x)):
         try:
             error = (multiply(x, weights[0], choice, workspace).float() - expected).abs().max()
-            seconds = time_launches([partial(multiply, x, weight, choice, workspace) for weight in weights] * repeats)
+            choose = partial(multiply, choice=choice, workspace=workspace)
+            seconds = time_launches([partial(_after_norm, choose, x, weight) for weight in weights] * repeats)
         except Exception as problem:  # too much shared memory, for example: no candidate on this device
             if "CUDA error" in str(problem):
                 raise
@@ -105,6 +108,11 @@ def _tune_product(model: str, name: str, x: Tensor, weights: Sequence[Tensor], w
             best = min(best, (seconds, choice), key=lambda pair: pair[0])
     num_rows, size = weights[0].shape
     return Tuned(model, name, num_rows, size, len(x), best[1], best[0], vendor, tried)
+
+
+def _after_norm(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    """A product behind a small kernel that makes its input, as in a step: what starts early gains there, not alone."""
+    return product(rms_norm(x, weight[0], 1e-5), weight)
 
 
 def multiply(x: Tensor, weight: Tensor, choice: Vector | Tile, workspace: SplitWorkspace) -> Tensor:
