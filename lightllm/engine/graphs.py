@@ -270,12 +270,10 @@ class StepGraphs:
                     self._compute(size, inputs)
                 self._compute(size, inputs)
                 graph, outputs = self._record(size, inputs)
-        except torch.OutOfMemoryError:
-            logger.warning(
-                "no room for a graph of %d tokens: such steps are launched kernel by kernel, which is slower for small "
-                "models; lower --memory-fraction",
-                size.tokens,
-            )
+        except RuntimeError as error:
+            torch.cuda.synchronize()  # raises when the device itself is lost
+            hint = "; lower --memory-fraction" if isinstance(error, torch.OutOfMemoryError) else ""
+            logger.warning("steps of %d tokens are launched without a graph: %s%s", size.tokens, error, hint)
             return None
         finally:
             torch.cuda.current_stream().wait_stream(self._stream)
