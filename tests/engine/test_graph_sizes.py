@@ -1,0 +1,27 @@
+"""Which steps graphs cover. What the graphs compute is in test_gpu.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightllm.engine.graphs import CHUNK_SEQUENCES, _chunk_sizes, _decode_sizes
+
+
+@pytest.mark.parametrize("most", [1, 3, 64, 150, 256, 512, 4000])
+def test_every_number_of_decodes_has_a_bucket_that_is_hardly_larger(most: int) -> None:
+    counts = [size.sequences for size in _decode_sizes(most)]
+    assert counts == sorted(set(counts)) and counts[-1] == min(most, 512)
+    for count in range(1, counts[-1] + 1):
+        bucket = next(size for size in counts if size >= count)
+        assert bucket - count <= max(3, count // 4)
+
+
+@pytest.mark.parametrize(("tokens", "sequences"), [(16, 1), (48, 3), (688, 256), (2048, 16), (8192, 256), (8192, 4000)])
+def test_chunks_are_padded_by_a_fifth_at_most(tokens: int, sequences: int) -> None:
+    sizes = list(_chunk_sizes(tokens, sequences))
+    assert len(set(sizes)) == len(sizes) and not any(size.decodes for size in sizes)
+    assert max(size.tokens for size in sizes) == tokens
+    for count in range(17, tokens + 1, 7):
+        few = min(sequences, CHUNK_SEQUENCES[0])
+        bucket = next(size for size in sizes if size.tokens >= count and size.sequences >= few)
+        assert bucket.tokens - count < max(16, 0.25 * count)
