@@ -39,7 +39,8 @@ Table = dict[str, dict[str, list[str | int]]]
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The best choice for a weight [num_rows, size] and a number of tokens, and the seconds every candidate took."""
+    """The best choice for a weight [num_rows, size] and a number of tokens, and the seconds every candidate took, the
+    norm before it included."""
 
     model: str
     weight: str

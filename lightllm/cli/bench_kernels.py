@@ -1,4 +1,4 @@
-"""`lightllm bench kernels`: every GPU kernel at a model's shapes, beside what its bytes or operations allow."""
+"""`lightllm bench kernels`: the GPU kernels of a step at a model's shapes, beside what bytes or operations allow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLUMNS = ("kernel", "case", "time", "TB/s", "TFLOP/s", "of bound", "cuBLAS")
 
 @dataclass(frozen=True, slots=True)
 class BenchKernelsFlags:
-    """Time each GPU kernel at the sizes of a model, beside the bound that its bytes or operations set.
+    """Time the GPU kernels of a step at the sizes of a model, beside the bound that its bytes or operations set.
 
     With --tune, measure instead which kernel computes each matrix product of the model fastest, and write the table
     that the engine chooses by.

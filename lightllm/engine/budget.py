@@ -33,26 +33,25 @@ def room_for(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch has a class for the device's memory only, and a RuntimeError
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"no room for {what}; {advice}") from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on host or device: torch and CUDA say so in several ways."""
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def plan_pool(
-    layout: KvLayout, settings: EngineSettings, device: Device, most_useful: int, activations: int = 0
-) -> Budget:
-    """Slots for the KV pool, weights being loaded already and a step needing `activations` bytes at its peak.
+def plan_pool(layout: KvLayout, settings: EngineSettings, device: Device, most_useful: int, working: int = 0) -> Budget:
+    """Slots for the KV pool, weights being loaded already and steps needing `working` bytes.
 
     `most_useful` is what all requests that may run could ever fill. Raises OutOfMemory naming the flag to change.
     """
     if settings.max_total_tokens is not None:
         return Budget(settings.max_total_tokens, "asked for with --max-total-tokens")
-    room, rule = _room(settings, device, activations)
+    room, rule = _room(settings, device, working)
     tokens = room // layout.bytes_per_token
     if tokens < FEWEST_TOKENS:
         raise OutOfMemory(
@@ -64,16 +63,15 @@ def plan_pool(
     return Budget(tokens, f"{layout.bytes_per_token} bytes per token; {rule}")
 
 
-def _room(settings: EngineSettings, device: Device, activations: int) -> tuple[int, str]:
+def _room(settings: EngineSettings, device: Device, working: int) -> tuple[int, str]:
     """Bytes the pool may take, and the rule that says so."""
     free = free_memory(device)
     if device.is_cuda:
         fraction = settings.memory_fraction or CUDA_FRACTION
         reserved = int(total_memory(device) * (1 - fraction))
         rule = f"{free / 2**30:.1f} GiB free less {1 - fraction:.0%} of the device"
-        # Graphs have memory of their own for what a step holds meanwhile.
-        rule += f" and twice the {activations / 2**30:.2f} GiB that a full step was measured to take"
-        return free - reserved - 2 * activations, rule
+        rule += f" and {working / 2**30:.2f} GiB for steps and their graphs, by a measured step"
+        return free - reserved - working, rule
     fraction = settings.memory_fraction or CPU_FRACTION
     room = int(free * fraction)
     if settings.memory_fraction is None and room > CPU_MOST_BYTES:

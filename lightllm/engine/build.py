@@ -13,7 +13,7 @@ from lightllm import envs
 from lightllm.config.settings import ModelSettings, Settings
 from lightllm.device.device import Device, find_device, free_memory, usable_cores
 from lightllm.engine.budget import plan_pool, room_for
-from lightllm.engine.frame import Frame, measure_step
+from lightllm.engine.frame import Frame, measure_working_memory
 from lightllm.engine.runner import Engine
 from lightllm.errors import ConfigError
 from lightllm.kernels.ops.contracts import KernelSet
@@ -63,9 +63,9 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
     max_running = settings.scheduler.max_running
     step_tokens = settings.scheduler.max_step_tokens or (CUDA_STEP_TOKENS if device.is_cuda else CPU_STEP_TOKENS)
     frame = Frame(model, kernels, spec, dtype, device, max_running, threads)
-    activations = measure_step(frame, step_tokens, limit) if device.is_cuda else 0
+    working = measure_working_memory(frame, step_tokens, limit) if device.is_cuda else 0
     layout = spec.kv_layout(dtype)
-    budget = plan_pool(layout, settings.engine, device, max_running * limit, activations)
+    budget = plan_pool(layout, settings.engine, device, max_running * limit, working)
     max_len = min(limit, budget.tokens)
     pool = f"a KV pool of {budget.tokens} tokens of {layout.bytes_per_token} bytes and the tables of its requests"
     with room_for(pool, "lower --max-total-tokens, --max-running or --max-model-len"):

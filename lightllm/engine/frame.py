@@ -10,7 +10,7 @@ import torch
 
 from lightllm.device.device import Device
 from lightllm.engine.budget import room_for
-from lightllm.engine.graphs import GraphAttention, StepGraphs
+from lightllm.engine.graphs import GraphAttention, StepGraphs, logits_bytes
 from lightllm.engine.rows import RowTables
 from lightllm.engine.runner import Engine
 from lightllm.kernels.ops.contracts import KernelSet
@@ -46,6 +46,14 @@ class Frame:
         return Engine(self.model, pool, self.kernels, sampler, rows, self.device, threads=self.threads, graphs=graphs)
 
 
+def measure_working_memory(frame: Frame, step_tokens: int, max_len: int) -> int:
+    """Bytes that steps need beside the weights and the pool: what a full step holds at its peak, kept apart by torch
+    for the stream of steps, the stream of captures and the graphs; the logits graphs keep; the tables of the rows."""
+    logits = logits_bytes(frame.max_running, frame.spec.vocab_size, frame.dtype.itemsize)
+    tables = 2 * 4 * (frame.max_running + 1) * (max_len + 1)
+    return 3 * measure_step(frame, step_tokens, max_len) + logits + tables
+
+
 def measure_step(frame: Frame, step_tokens: int, max_len: int) -> int:
     """Bytes that a full step takes at its peak, found by running one, its kernels having been compiled together.
 
@@ -65,7 +73,7 @@ def measure_step(frame: Frame, step_tokens: int, max_len: int) -> int:
         cast(GraphAttention, frame.kernels.attention).reserve(count, step_tokens)
         engine = frame.engine(step_tokens, int(lens[0]) + 1)
         with compiled_together():
-            engine.launch(_full_step(count, lens))
+            engine.launch(_full_step(count, lens)).check()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightllm.engine.budget import is_out_of_memory
 from lightllm.engine.rows import FlatTokens, RowTables
 from lightllm.kernels.ops.contracts import KernelSet, SequenceLayout
 from lightllm.kvcache.pool import KvPool
@@ -95,9 +96,9 @@ class _Inputs:
     """A bucket's inputs on the device, as views of one buffer, and the host copies they come from."""
 
     def __init__(self, size: Size, rows: RowTables, attention: GraphAttention, device: torch.device) -> None:
-        sizes = [size.tokens] * 4 + [size.sequences] * 3 + [attention.buffer_size(size.sequences, size.tokens)]
-        begins = np.cumsum([0] + [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes])
-        spans = [slice(int(begin), int(begin) + size) for begin, size in zip(begins, sizes, strict=False)]
+        lengths = [size.tokens] * 4 + [size.sequences] * 3 + [attention.buffer_size(size.sequences, size.tokens)]
+        begins = np.cumsum([0] + [-(-length // ALIGNMENT) * ALIGNMENT for length in lengths])
+        spans = [slice(int(begin), int(begin) + length) for begin, length in zip(begins, lengths, strict=False)]
         total = int(begins[-1])
         self._device = torch.zeros(total, dtype=torch.int32, device=device)
         self._hosts = [torch.zeros(total, dtype=torch.int32, pin_memory=True) for _ in range(STAGING)]
@@ -142,8 +143,11 @@ class StepGraphs:
         layer_tokens = int(LAUNCH_OPERATIONS / (2 * model.spec.layer_params))
         self._chunks = list(_chunk_sizes(min(max_tokens, layer_tokens), max_sequences))
         self._buckets: dict[Size, _Bucket | None] = {}
-        self._wanted_before: set[Size] = set()
+        self._asked_before: set[Size] = set()
         self._memory: Any = None
+        self._full = False
+        self.num_captures = 0
+        """Captures tried so far; a step with one takes longer than others of its kind."""
         self._stream = torch.cuda.Stream()
         # Imported here, where there is a GPU: Triton is optional.
         from lightllm.kernels.triton.compiling import compiled_together
@@ -178,8 +182,8 @@ class StepGraphs:
         """
         fits = (size for size in self._chunks if size.tokens >= len(slots) and size.sequences >= len(layout.rows))
         size = next(fits, None)
-        if size is not None and size not in self._buckets and size not in self._wanted_before:
-            self._wanted_before.add(size)
+        if size is not None and size not in self._buckets and size not in self._asked_before:
+            self._asked_before.add(size)
             return None
         tokens = (flat.rows, flat.positions, flat.rope_lens, slots)
         bucket = self._run(size, layout, tokens, (wanted, flat.rows[wanted], flat.positions[wanted]))
@@ -189,9 +193,9 @@ class StepGraphs:
         return ChunkOutput(bucket.outputs[0][: len(wanted)], (rows[: len(wanted)], positions[: len(wanted)]))
 
     def prepare_next(self) -> bool:
-        """Capture one graph that is missing. Returns False when there is none."""
+        """Capture one graph that is missing. Returns False when there is none, or no room for more."""
         size = next((size for size in (*self._decodes, *self._chunks) if size not in self._buckets), None)
-        if size is None:
+        if size is None or self._full:
             return False
         nothing = np.empty(0, np.int32)
         self._run(size, SequenceLayout(nothing, nothing, nothing), (nothing,) * 4)
@@ -211,6 +215,7 @@ class StepGraphs:
         if size is None:
             return None
         if size not in self._buckets:
+            self.num_captures += 1
             self._buckets[size] = self._capture(size, layout, tokens, wanted)
         bucket = self._buckets[size]
         if bucket is not None:
@@ -270,9 +275,10 @@ class StepGraphs:
                     self._compute(size, inputs)
                 self._compute(size, inputs)
                 graph, outputs = self._record(size, inputs)
-        except RuntimeError as error:
+        except Exception as error:
             torch.cuda.synchronize()  # raises when the device itself is lost
-            hint = "; lower --memory-fraction" if isinstance(error, torch.OutOfMemoryError) else ""
+            self._full = self._full or is_out_of_memory(error)
+            hint = "; lower --memory-fraction" if is_out_of_memory(error) else ""
             logger.warning("steps of %d tokens are launched without a graph: %s%s", size.tokens, error, hint)
             return None
         finally:
@@ -291,6 +297,11 @@ class StepGraphs:
         graph.capture_end()
         self._memory = self._memory or graph.pool()
         return graph, outputs
+
+
+def logits_bytes(max_sequences: int, vocab_size: int, itemsize: int) -> int:
+    """Bytes of the logits that the graphs of decodes keep."""
+    return sum(size.sequences for size in _decode_sizes(max_sequences)) * vocab_size * itemsize
 
 
 def _decode_sizes(max_sequences: int) -> Iterator[Size]:

@@ -38,6 +38,8 @@ class Enqueued:
     begun: float
     chosen: Sampled | None = None
     prompts: dict[int, LogprobTensors] = field(default_factory=dict)
+    usual: bool = True
+    """Nothing was captured on the way, which would count as the step's time."""
 
     def finish(self) -> StepResult:
         """Wait for the device and read what it gave."""
@@ -62,6 +64,11 @@ class Ticket:
 
     step: int
     work: Enqueued | Future[StepResult]
+
+    def check(self) -> None:
+        """Raise what launching raised, if it did."""
+        if isinstance(self.work, Future) and self.work.done():
+            self.work.result()
 
 
 class Engine:
@@ -105,12 +112,13 @@ class Engine:
             return Ticket(plan.step, failed)
 
     def collect(self, ticket: Ticket) -> StepResult:
-        """Wait for a step. Raises what the step raised. Its seconds begin when the one before it was done."""
+        """Wait for a step. Raises what the step raised. Its seconds begin when the one before it was done; 0 if it
+        held up something that is done only once."""
         if isinstance(ticket.work, Future):
             return ticket.work.result()
         result = ticket.work.finish()
         finished = time.perf_counter()
-        alone = finished - max(ticket.work.begun, self._finished)
+        alone = finished - max(ticket.work.begun, self._finished) if ticket.work.usual else 0.0
         self._finished = finished
         return replace(result, seconds=alone)
 
@@ -158,6 +166,7 @@ class Engine:
     ) -> Enqueued | None:
         """A step through a captured graph, if one fits; greedy ids of decodes come out of the graph itself."""
         layout = SequenceLayout(plan.rows, plan.starts, plan.lens)
+        captures = graphs.num_captures
         chosen = None
         if len(sampled) == len(plan.slots):
             rope_lens = np.maximum(lengths, self._rows.prompt_lens(plan.rows))
@@ -181,7 +190,8 @@ class Engine:
             if len(sampled):
                 chosen = self._sample(chunks.hidden, sampling, chunks.places, download)
         download.seal()
-        return Enqueued(plan.step, sampled, download, begun, chosen)
+        usual = graphs.num_captures == captures
+        return Enqueued(plan.step, sampled, download, begun, chosen, usual=usual)
 
     def _open_rows(self, plan: StepPlan) -> None:
         self._rows.update(plan)

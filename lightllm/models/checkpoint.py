@@ -128,10 +128,11 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._handle: Any = safe_open(path, framework="pt", device="cpu")
-        self.fd = os.open(path, os.O_RDONLY)
-        length = int.from_bytes(os.pread(self.fd, 8, 0), "little")
-        header: dict[str, Any] = json.loads(os.pread(self.fd, length, 8))
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
+        self.fd = os.open(path, os.O_RDONLY)
         self.offsets = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
 
     def view(self, name: str) -> Tensor:

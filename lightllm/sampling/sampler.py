@@ -177,7 +177,8 @@ class Sampler:
             apply_masks(logits, masks, Transfer(self._device))
         for edit in batch.edits:
             edit.apply(logits, history)
-        chosen = self._choose(logits, batch.draw, history, places, likeliest if unchanged else None)
+        known = None if batch.edits or masks is not None else likeliest
+        chosen = self._choose(logits, batch.draw, history, places, known)
         logprobs = None
         if raw is not None and batch.logprob_indices is not None:
             logprobs = score(raw, chosen[0, batch.logprob_indices.tensor], int(batch.logprob_counts.max()))

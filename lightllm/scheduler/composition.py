@@ -8,12 +8,16 @@ arXiv 2403.02310, section 4.3: the token budget follows from the target for the 
 
 from __future__ import annotations
 
+import numpy as np
+
 from lightllm.config.settings import SchedulerSettings
 from lightllm.errors import ConfigError, InvalidRequest
 from lightllm.protocol.messages import Submit
 from lightllm.scheduler.cost import OnlineStepCost, StepCost, StepShape, load_step_cost
 
 LEAST_CHUNK = 16
+SMALL_STEP = 16
+"""Tokens up to which a step says how fast the smallest can be."""
 _SMALLEST_STEP = StepShape(1, 0)
 
 
@@ -30,6 +34,7 @@ class Composition:
         self.target = settings.tpot_target
         known = load_step_cost(settings.step_cost) if settings.step_cost else None
         self._online = OnlineStepCost(known)
+        self._fastest = np.inf
         self._known_least = None if known is None else known.seconds(_SMALLEST_STEP)
         if self.target is not None and self.target < self.least_seconds:
             raise ConfigError(_beyond_reach("tpot_target", self.target, self.least_seconds), param="tpot_target")
@@ -41,11 +46,11 @@ class Composition:
 
     @property
     def least_seconds(self) -> float:
-        """What no step can beat: one token by the step-cost file; half of that by the steps so far, since a fit to
-        larger steps may overrate the smallest; 0 while nothing is known."""
+        """What no step can beat: one token by the step-cost file, else half of the fastest small step so far; 0 while
+        nothing is known. (A fit to larger steps says too little of the smallest.)"""
         if self._known_least is not None:
             return self._known_least
-        return 0.0 if self.cost is None else 0.5 * self.cost.seconds(_SMALLEST_STEP)
+        return 0.5 * self._fastest if np.isfinite(self._fastest) else 0.0
 
     def check_targets(self, submit: Submit) -> None:
         """Raise InvalidRequest if a target of the request lies below what the smallest step takes."""
@@ -54,7 +59,10 @@ class Composition:
                 raise InvalidRequest(_beyond_reach(name, target, self.least_seconds), param=name)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
+        """A step of `shape` took `seconds`; zero means that nobody measured it."""
         self._online.observe(shape, seconds)
+        if 0.0 < seconds < self._fastest and shape.tokens <= SMALL_STEP:
+            self._fastest = seconds
 
     def prompt_tokens(self, num_decodes: int, context: int, strictest: float) -> int:
         """Prompt tokens for a step with `num_decodes` decodes that read `context` slots.

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from lightllm.config.settings import SchedulerSettings
-from lightllm.errors import ConfigError
+from lightllm.errors import ConfigError, InvalidRequest
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.messages import FinishReason, Submit, TokenOutput, pack_ids
 from lightllm.protocol.sampling_params import SamplingParams
@@ -151,7 +153,10 @@ class Simulation:
             ttft_target=self._setup.ttft_target,
             refuse_late=self._setup.refuse_late,
         )
-        self.scheduler.submit(submit, self._now)
+        try:
+            self.scheduler.submit(submit, self._now)
+        except InvalidRequest:  # no step can meet its target: a server would say so, here it is served and misses it
+            self.scheduler.submit(msgspec.structs.replace(submit, ttft_target=None, refuse_late=False), self._now)
 
     def _take(self, outputs: list[TokenOutput]) -> None:
         now = self._now

@@ -74,19 +74,20 @@ def test_dummy_weights_too(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "--dtype" not in caught.value.message
 
 
-@pytest.mark.parametrize("stage", ["engine", "launch", "collect"])
+@pytest.mark.parametrize("stage", ["engine", "check", "collect"])
 def test_a_step_that_does_not_fit_names_its_flags(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     pytest.importorskip("triton")
     for name, value in {"synchronize": None, "reset_peak_memory_stats": None, "memory_allocated": 0}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    engine = SimpleNamespace(launch=lambda plan: plan, collect=lambda ticket: None)
+    ticket = SimpleNamespace(check=lambda: None)
+    engine = SimpleNamespace(launch=lambda plan: ticket, collect=lambda ticket: None)
     frame: Any = SimpleNamespace(
         device=SimpleNamespace(torch_device=None),
         kernels=SimpleNamespace(attention=SimpleNamespace(reserve=lambda *sizes: None)),
         max_running=4,
         engine=lambda *args, **options: engine,
     )
-    setattr(frame if stage == "engine" else engine, stage, failing(FAILURES[0]))
+    setattr({"engine": frame, "check": ticket, "collect": engine}[stage], stage, failing(FAILURES[0]))
     with pytest.raises(OutOfMemory, match=r"a step of 90 tokens of 4 requests .* --max-step-tokens or --max-running"):
         framing.measure_step(frame, 90, 256)
 
@@ -98,7 +99,8 @@ def test_the_measured_step_is_a_full_one(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in names.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    engine = SimpleNamespace(launch=plans.append, collect=lambda ticket: None)
+    ticket = SimpleNamespace(check=lambda: None)
+    engine = SimpleNamespace(launch=lambda plan: plans.append(plan) or ticket, collect=lambda ticket: None)
     frame: Any = SimpleNamespace(
         device=SimpleNamespace(torch_device=None),
         kernels=SimpleNamespace(attention=SimpleNamespace(reserve=lambda *sizes: None)),

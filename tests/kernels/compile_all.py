@@ -54,7 +54,7 @@ def attention() -> None:
 def products() -> None:
     workspace = linear_op.SplitWorkspace(CPU)
     choices = {choice for steps in tuned_table("NVIDIA H200").values() for _, choice in steps} if HOPPER else set()
-    for choice in [*choices, by_rule(4096, 4096), by_rule(512, 512)]:
+    for choice in [*choices, Tile(64, 64, 2, 3, 4), by_rule(4096, 4096), by_rule(512, 512)]:
         weight = zeros(256, 4096)
         if isinstance(choice, Tile):
             linear_op.multiply_tile(zeros(32, 4096), weight, None, zeros(32, 256), choice, workspace)
@@ -70,8 +70,8 @@ def sampling() -> None:
     chooser = sampling_op.Chooser(count, CPU)
     column = torch.ones(count, 1, dtype=torch.float64)
     inputs = sampling_op.DrawInputs(None, column.float(), column.float(), column.long(), column, column, filtered=True)
-    history = (zeros(count, 9, dtype=torch.int32), ids, ids)
-    for where in (None, history):
+    history = zeros(count, 9, dtype=torch.int32)
+    for where in (None, (history, ids, ids), (history, ids.int(), ids.int())):
         chooser(zeros(count, 32003), inputs, where)
         chooser(zeros(1, 32003, dtype=torch.float32), None, where)
 

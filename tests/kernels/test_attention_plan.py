@@ -76,6 +76,12 @@ def test_one_long_sequence_fills_the_device():
     assert 24 <= len(make_items(layout, np.arange(1), shape)[0]) <= 66
 
 
+def test_a_million_keys_are_not_too_many():
+    shape = TileShape(rows=128, group=4, num_kv_heads=8, slots=132, cached_keys=6144)
+    layout = SequenceLayout(*(np.array(a, np.int32) for a in ([0], [9_000_000], [2048])))
+    assert len(make_items(layout, np.arange(1), shape)[0]) <= shape.most_items(64)
+
+
 def test_sequences_that_share_the_cache_are_taken_together_and_the_longest_items_first():
     shape = TileShape(rows=128, group=2, num_kv_heads=8, slots=132, cached_keys=4000)
     layout = SequenceLayout(*(np.array(a, np.int32) for a in (range(4), [0] * 4, [2048, 1024, 2048, 2048])))

@@ -34,7 +34,9 @@ MERGE_COST = 100
 """What merging parts costs, likewise, plus `MERGE_COST_PER_PART` for each."""
 MERGE_COST_PER_PART = 1
 KEPT_STEPS = 16
-_PART_SIZES = np.array([64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 1 << 20], np.int64)
+_PART_SIZES = np.array(
+    [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 1 << 20, 1 << 30], np.int64
+)
 
 
 @dataclass(frozen=True, slots=True)
