@@ -187,6 +187,8 @@ class EngineLoop:
             if not isinstance(error, InvalidRequest):
                 logger.error("request %d was refused: %s", submit.request_id, error)
                 error = InvalidRequest("the request does not fit")
+            if self._meters is not None:
+                self._meters.refused(submit.tenant)
             self._send(_open(submit))
             self._send(TokenBatch((_failure(submit.request_id, error),)))
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from lightllm.errors import Overloaded
+from lightllm.errors import InvalidRequest, Overloaded
 from lightllm.metrics import names
 from lightllm.metrics.board import Counter, MetricSet
 from lightllm.protocol.plan import StepPlan
@@ -56,6 +56,7 @@ class EngineMeters:
             "num_preemptions": metrics.counter(names.PREEMPTIONS),
             "num_refused": metrics.counter(names.REQUESTS_REFUSED, reason=Overloaded.code),
         }
+        self._refused = metrics.counter(names.REQUESTS_REFUSED, reason=InvalidRequest.code)
         self._tenants = [_TenantMeters(metrics, name, counts) for name, counts in scheduler.counters.tenants.items()]
         self._evicted = metrics.counter(names.EVICTED_TOKENS)
         self._cost = {field.name: metrics.gauge(names.STEP_COST, coefficient=field.name) for field in fields(StepCost)}
@@ -67,6 +68,11 @@ class EngineMeters:
         self._step_tokens.observe(plan.num_tokens)
         self._scheduler_seconds.observe(seconds)
         self.read()
+
+    def refused(self, tenant: str) -> None:
+        """A request was refused when it came in, by a limit that only the scheduler knows."""
+        self._refused.inc()
+        self._scheduler.counters.tenant(tenant).num_refused += 1
 
     def stepped(self, seconds: float) -> None:
         """A step's result arrived; it took `seconds` on the device."""

@@ -234,6 +234,27 @@ def test_arrays_sent_in_one_buffer_arrive_as_they_were() -> None:
         assert np.array_equal(upload.tensor.numpy(), array) and upload.tensor.numpy().dtype == array.dtype
 
 
+def test_known_likeliest_tokens_serve_draws_but_not_edited_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(10)
+    for row, params in enumerate([{"temperature": 0.7}, {}, {"presence_penalty": 1.0}]):
+        desk.open(row, **params)
+    given: list[Any] = []
+    choose = desk.sampler._choose
+
+    def note(*arguments: Any) -> torch.Tensor:
+        given.append(arguments[-1])
+        return choose(*arguments)
+
+    monkeypatch.setattr(desk.sampler, "_choose", note)
+    logits = torch.randn(3, 10)
+    for rows in ([0, 1], [0, 2]):
+        chosen = np.array(rows, np.int32)
+        likeliest = (torch.zeros(2, 2, dtype=torch.int32), torch.zeros(2))
+        batch = desk.sampler.prepare(chosen, desk.lengths[chosen])
+        desk.sampler.sample(logits[rows], batch, desk.history, likeliest=likeliest)
+    assert given[0] is not None and given[1] is None
+
+
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_gpu_draws_the_same_tokens_and_nobody_waits() -> None:
