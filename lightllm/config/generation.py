@@ -25,7 +25,7 @@ def read_generation_defaults(directory: Path) -> GenerationDefaults:
 
     `do_sample` false recommends greedy decoding, whatever temperature stands beside it.
 
-    Raises CheckpointError for a file that is no JSON object or end ids that are no integers.
+    Raises CheckpointError for a file that is no JSON object, end ids that are no integers, values that are no numbers.
     """
     values = _read(directory / "generation_config.json")
     eos = values.get("eos_token_id")
@@ -34,7 +34,11 @@ def read_generation_defaults(directory: Path) -> GenerationDefaults:
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise CheckpointError(f"{directory}: eos_token_id must hold token ids, got {eos!r}", param="eos_token_id")
-    sampling = {name: values[name] for name in _DEFAULTS if isinstance(values.get(name), int | float)}
+    sampling = {name: values[name] for name in _DEFAULTS if values.get(name) is not None}
+    for name, value in sampling.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            where = directory / "generation_config.json"
+            raise CheckpointError(f"{where}: {name} must be a number, got {value!r}", param=name)
     if values.get("do_sample") is False:
         sampling = {"temperature": 0.0}
     return GenerationDefaults(tuple(ids), sampling)

@@ -19,6 +19,9 @@ PreemptionName = Literal["cheapest", "newest"]
 PrefixEvictionName = Literal["lru", "lfu", "priority"]
 
 
+MOST_CPU_THREADS = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """Which model, and in what form."""
@@ -65,6 +68,10 @@ class EngineSettings:
     def __post_init__(self) -> None:
         _positive("max_total_tokens", self.max_total_tokens)
         _positive("cpu_threads", self.cpu_threads)
+        if self.cpu_threads is not None and self.cpu_threads > MOST_CPU_THREADS:
+            raise ConfigError(f"cpu_threads must be at most {MOST_CPU_THREADS}, got {self.cpu_threads}")
+        if self.max_total_tokens == 1:
+            raise ConfigError("max_total_tokens must be at least 2, a prompt token and its answer; got 1")
         if self.memory_fraction is not None and not 0.0 < self.memory_fraction <= 1.0:
             raise ConfigError(f"memory_fraction must lie in (0, 1], got {self.memory_fraction}")
 

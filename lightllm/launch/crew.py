@@ -8,6 +8,7 @@ Knows nothing of signals and of when the server should end; time is an argument.
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightllm.config.settings import Settings
-from lightllm.errors import Backpressure, NotReady
+from lightllm.errors import Backpressure, ConfigError, NotReady
 from lightllm.ipc import RingReceiver, RingSender
 from lightllm.launch.child import Child, State
 from lightllm.launch.stall import LONGEST_STEP_SECONDS, StallWatch
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 class Crew:
     """The workers of a topology; `listening_fd` is the socket that its frontends share.
 
-    `failure` says why the server cannot go on, once it cannot. With `restarting` off, who ends stays away.
+    `failure` says why the server cannot go on, once it cannot. With `restarting` off, who ends stays away. Raises
+    ConfigError when the machine has no room for the channels between them.
     """
 
     def __init__(
@@ -49,7 +51,12 @@ class Crew:
         self._listening_fd = listening_fd
         self._log_level = log_level
         self._started = int(time.time())
-        self._wiring = Wiring(topology, names.for_tenants(settings.scheduler.tenant_weights))
+        try:
+            self._wiring = Wiring(topology, names.for_tenants(settings.scheduler.tenant_weights))
+        except OSError as error:
+            many = len(topology.workers)
+            hint = "; raise the limit of open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+            raise ConfigError(f"no channels for {many} worker processes: {error.strerror}{hint}") from error
         self._children = {spec.name: Child(spec, self._wiring) for spec in topology.workers}
         self._metrics = MetricSet(self._wiring.boards[SUPERVISOR])
         self._metrics.gauge(names.PROCESS_START_TIME).set(self._started)
@@ -193,7 +200,7 @@ class Crew:
         else:
             self._tell_frontends(child)
         if self.restarting:
-            hint = " (did the machine run out of memory?)" if status == -signal.SIGKILL else ""
+            hint = " (did the machine run out of memory?)" if status == -signal.SIGKILL and not child.last_words else ""
             self._failed(child, child.trouble + hint, healthy, now)
         else:
             logger.debug("the %s left", child.spec.name)

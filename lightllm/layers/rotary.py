@@ -74,8 +74,10 @@ def parse_rope(section: Mapping[str, Any] | None, theta: float, rotary_dim: int,
             raise CheckpointError(f"rope type {kind!r} needs the key {key!r}", param=key)
     original = section.get("original_max_position_embeddings")
     trained = original if original and kind in ("yarn", "llama3") else max_position
-    theta = float(section.get("rope_theta") or theta)
-    return RopeConfig(kind, theta, rotary_dim, int(trained), section)
+    theta = section.get("rope_theta") or theta
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise CheckpointError(f"rope_theta must be a number above 0, got {theta!r}", param="rope_theta")
+    return RopeConfig(kind, float(theta), rotary_dim, int(trained), section)
 
 
 class RotaryAngles:

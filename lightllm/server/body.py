@@ -150,4 +150,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _plain_reason(reason: str) -> str:
     reason = reason.partition(" - at ")[0].removeprefix("JSON is malformed: ")
-    return reason.replace("Input data was truncated", "it ends too early")[:200]
+    return reason.replace("Input data was truncated", "it, or a character in it, ends too early")[:200]

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lightllm.errors import (
     BodyTooLarge,
+    Draining,
     InvalidRequest,
     LightLLMError,
     MethodNotAllowed,
@@ -112,9 +113,11 @@ class Edge:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except asyncio.CancelledError:
-            status = status or 499
-            raise
+        except asyncio.CancelledError:  # the server waited long enough before its end
+            if status:
+                raise
+            error = Draining("the server shuts down and does not wait for the rest of the request")
+            await fault_response(error)(scope, receive, send_with_id)
         except Exception as error:
             logger.exception("request %s to %s failed", request_id, scope["path"])
             if status:

@@ -216,7 +216,7 @@ class Frontend:
         generation = Generation([len(prompt) for prompt in prompts], params.n, arrival, tally, self._abandon)
         try:
             intake = self.check_available()
-            self._check_room(len(prompts) * params.n)
+            self.check_room(len(prompts) * params.n)
             submits = [
                 submit
                 for prompt in prompts
@@ -236,7 +236,8 @@ class Frontend:
         self._idle.clear()
         generation.tally.accepted(generation.prompt_lens[choice.index // generation.n])
 
-    def _check_room(self, wanted: int) -> None:
+    def check_room(self, wanted: int) -> None:
+        """Raise InvalidRequest for more choices than can ever be queued, Overloaded for more than can be now."""
         scheduler = self.settings.scheduler
         limit = scheduler.max_waiting + scheduler.max_running
         if wanted > limit:

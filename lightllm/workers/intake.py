@@ -78,10 +78,14 @@ class Intake:
         ]
 
     def _check_choice(self, params: SamplingParams, bad_words: Sequence[tuple[int, ...]]) -> None:
-        """Raise InvalidRequest if what is allowed is also forbidden, so that no first token could be chosen."""
+        """Raise InvalidRequest if what is allowed is, or may come to be, also forbidden: no token could be chosen.
+
+        A bad word of several tokens forbids its last one in places; it counts if all of them are allowed.
+        """
         if params.allowed_token_ids is None:
             return
-        forbidden = {word[0] for word in bad_words if len(word) == 1}
+        allowed = set(params.allowed_token_ids)
+        forbidden = {word[-1] for word in bad_words if len(word) == 1 or allowed.issuperset(word)}
         if params.min_tokens > 0:
             forbidden |= self._tokenizer.eos_ids.union(params.stop_token_ids)
         if forbidden.issuperset(params.allowed_token_ids):

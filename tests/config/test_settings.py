@@ -14,6 +14,8 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (ModelSettings, {"max_model_len": 0}, "max_model_len must be at least 2, .* got 0"),
     (ModelSettings, {"max_model_len": 1}, "max_model_len must be at least 2, .* got 1"),
     (EngineSettings, {"max_total_tokens": 0}, "max_total_tokens must be at least 1, got 0"),
+    (EngineSettings, {"max_total_tokens": 1}, "max_total_tokens must be at least 2"),
+    (EngineSettings, {"cpu_threads": 100000}, "cpu_threads must be at most 1024, got 100000"),
     (EngineSettings, {"memory_fraction": math.nan}, r"memory_fraction must lie in \(0, 1\], got nan"),
     (ServerSettings, {"port": 65536}, "port must be between 0 and 65535, got 65536"),
     (ServerSettings, {"drain_seconds": math.nan}, "drain_seconds must be a number of at least 0, got nan"),

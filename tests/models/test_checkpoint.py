@@ -132,6 +132,10 @@ def test_dummy_weights_need_only_a_config(broken: Path) -> None:
         ({"hidden_act": "relu6"}, "relu6"),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "spiral"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": -1}},
+            "rope_theta must be a number above 0, got -1",
+        ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "twist": 2}}, "twist"),
         ({"mlp_bias": True}, "bias"),
     ],

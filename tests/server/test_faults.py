@@ -29,7 +29,7 @@ def fault(response: httpx.Response) -> dict[str, Any]:
 
 MALFORMED = {
     "empty": (b"", "the request has no body; a JSON object is expected"),
-    "cut": (b'{"messages": [', "the body is not valid JSON: it ends too early"),
+    "cut": (b'{"messages": [', "the body is not valid JSON: it, or a character in it, ends too early"),
     "garbage": (b"messages=1", "the body is not valid JSON: invalid character (byte 0)"),
     "trailing": (b"{} {}", "the body is not valid JSON: trailing characters (byte 4)"),
     "nan": (b'{"temperature": NaN}', "the body is not valid JSON: invalid character (byte 16)"),
@@ -318,3 +318,23 @@ def test_every_error_of_the_tree_has_the_shape() -> None:
         assert response.status_code == kind.status
         assert ("retry-after" in response.headers) == (kind.retry_after is not None)
     assert issubclass(LightLLMError, Exception)
+
+
+def test_bad_words_that_may_come_to_forbid_all_that_is_allowed(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 8 nothing else is allowed, and another 8 would complete the bad word."""
+    monkeypatch.setattr("lightllm.workers.intake.Intake.bad_word_ids", lambda *_: ((8, 8), (8, 9)))
+    body = {"prompt": "a", "bad_words": ["any"]}
+    response = http.post(TEXT, json={**body, "allowed_token_ids": [8]})
+    assert response.status_code == 400 and "leaves no token to choose" in response.text
+    assert http.post(TEXT, json={**body, "allowed_token_ids": [8, 7]}).status_code == 200
+
+
+def test_too_many_prompts_are_refused_before_they_are_read(
+    http: httpx.Client, server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.engine.tokenizer, "encode_batch", lambda *_: pytest.fail("they were read"))
+    for prompt in (["a"] * 100_000, [[1]] * 100_000):
+        response = http.post("/v1/completions", json={"prompt": prompt, "n": 2})
+        assert response.status_code == 400 and "asks for 200000 choices" in response.text

@@ -155,7 +155,9 @@ def test_the_first_word_is_the_start() -> None:
     assert RingReceiver(RingReader(ring), CODEC.decode).receive() == [EngineStarted(3)]
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", -1), ("top_p", 2.0), ("top_k", 1.5), ("min_p", True)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", -1), ("temperature", "warm"), ("top_p", 2.0), ("top_k", 1.5), ("min_p", True)]
+)
 def test_recommended_values_that_no_request_may_have(tmp_path: Path, name: str, value: Any) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, name: value}))
     with pytest.raises(CheckpointError, match=f"generation_config.json: {name} must"):

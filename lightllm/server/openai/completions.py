@@ -19,7 +19,7 @@ from lightllm.server.context import Context, context_of
 from lightllm.server.openai import refusals
 from lightllm.server.openai.logprobs import CompletionLogprobsWriter, TokenNames, prompt_logprobs
 from lightllm.server.openai.objects import Completion, CompletionChoice, PromptLogprobs, Usage
-from lightllm.server.openai.prompts import read_prompts
+from lightllm.server.openai.prompts import count_prompts, read_prompts
 from lightllm.server.openai.sampling import (
     check_model,
     check_prompt_logprobs,
@@ -44,6 +44,7 @@ async def completions(request: Request) -> Response | EventStream:
     check_stream(completion)
     params = _params(context, completion)
     context.frontend.check_available()
+    context.frontend.check_room(count_prompts(completion.prompt) * params.n)
     prompts = await read_prompts(context.frontend, completion.prompt, completion.add_special_tokens is not False)
     check_prompt_logprobs(params, [len(ids) for ids, _ in prompts], context.frontend.vocab_size)
     generation = context.frontend.generate(

@@ -64,6 +64,11 @@ async def render_chat(
     return ChatPrompt(token_ids, prompt_opens_reasoning(text, context.reasoning_parser))
 
 
+def count_prompts(prompt: str | Sequence[Any]) -> int:
+    """How many prompts a request has, known before any of them is read."""
+    return len(prompt) if prompt and isinstance(prompt[0], str | list) and not isinstance(prompt, str) else 1
+
+
 async def read_prompts(
     frontend: Frontend, prompt: str | Sequence[Any], add_special_tokens: bool
 ) -> list[tuple[list[int], str | None]]:
