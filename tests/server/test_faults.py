@@ -338,3 +338,9 @@ def test_too_many_prompts_are_refused_before_they_are_read(
     for prompt in (["a"] * 100_000, [[1]] * 100_000):
         response = http.post("/v1/completions", json={"prompt": prompt, "n": 2})
         assert response.status_code == 400 and "asks for 200000 choices" in response.text
+
+
+def test_too_many_messages_are_not_rendered(http: httpx.Client) -> None:
+    response = http.post(CHAT, json={"messages": [{"role": "user", "content": ""}] * 100_000})
+    assert (response.status_code, fault(response)["code"]) == (400, "context_length_exceeded")
+    assert "messages has 100000 entries, at most 1024" in response.text

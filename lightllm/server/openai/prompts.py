@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lightllm.errors import InvalidRequest
+from lightllm.errors import ContextLengthExceeded, InvalidRequest
 from lightllm.server.context import Context
 from lightllm.text.chat import check_template_kwargs
 from lightllm.text.parsers import prompt_opens_reasoning
 from lightllm.workers.frontend import Frontend
 from lightllm.workers.intake import check_text_len
 
+LEAST_MESSAGES_READ = 1024
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -46,6 +47,10 @@ async def render_chat(
 
     Raises InvalidRequest that names the message or option at fault, or gives the template's own words.
     """
+    most = max(LEAST_MESSAGES_READ, context.frontend.max_model_len or 0)
+    if len(messages) > most:  # each takes a token at least
+        message = f"messages has {len(messages)} entries, at most {most} can fit the context"
+        raise ContextLengthExceeded(message, param="messages")
     template_kwargs = _effort_kwargs(reasoning_effort) | (fields.chat_template_kwargs or {})
     check_template_kwargs(template_kwargs)
     continues = bool(fields.continue_final_message)
