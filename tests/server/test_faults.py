@@ -341,6 +341,6 @@ def test_too_many_prompts_are_refused_before_they_are_read(
 
 
 def test_too_many_messages_are_not_rendered(http: httpx.Client) -> None:
-    response = http.post(CHAT, json={"messages": [{"role": "user", "content": ""}] * 100_000})
+    response = http.post(CHAT, json={"messages": [{"role": "user", "content": ""}] * 1500})
     assert (response.status_code, fault(response)["code"]) == (400, "context_length_exceeded")
-    assert "messages has 100000 entries, at most 1024" in response.text
+    assert "messages has 1500 entries, at most 1024" in response.text
