@@ -92,6 +92,16 @@ class ChunkOutput:
     places: tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is written into a bucket's inputs: rows, positions, rope lengths and slots of T tokens; the wanted tokens,
+    their rows and positions [N]."""
+
+    layout: SequenceLayout
+    tokens: tuple[NDArray[Any], ...]
+    wanted: tuple[NDArray[Any], ...] = ()
+
+
 class _Inputs:
     """A bucket's inputs on the device, as views of one buffer, and the host copies they come from."""
 
@@ -162,7 +172,7 @@ class StepGraphs:
         """A step of S sequences of one token each, all sampled; None when there is no graph for so many."""
         count = len(layout.rows)
         size = next((size for size in self._decodes if size.sequences >= count), None)
-        bucket = self._run(size, layout, (layout.rows, layout.starts, rope_lens, slots))
+        bucket = self._run(size, _Step(layout, (layout.rows, layout.starts, rope_lens, slots)))
         if bucket is None:
             return None
         logits, chosen, best = bucket.outputs
@@ -186,7 +196,7 @@ class StepGraphs:
             self._asked_before.add(size)
             return None
         tokens = (flat.rows, flat.positions, flat.rope_lens, slots)
-        bucket = self._run(size, layout, tokens, (wanted, flat.rows[wanted], flat.positions[wanted]))
+        bucket = self._run(size, _Step(layout, tokens, (wanted, flat.rows[wanted], flat.positions[wanted])))
         if bucket is None:
             return None
         rows, positions = bucket.inputs.places
@@ -198,44 +208,29 @@ class StepGraphs:
         if size is None or self._full:
             return False
         nothing = np.empty(0, np.int32)
-        self._run(size, SequenceLayout(nothing, nothing, nothing), (nothing,) * 4)
+        self._run(size, _Step(SequenceLayout(nothing, nothing, nothing), (nothing,) * 4))
         return True
 
-    def _run(
-        self,
-        size: Size | None,
-        layout: SequenceLayout,
-        tokens: tuple[NDArray[Any], ...],
-        wanted: tuple[NDArray[Any], ...] = (),
-    ) -> _Bucket | None:
-        """Run a step through its bucket's graph, capturing it first if need be; None if there is no room for one.
-
-        tokens: rows, positions, rope lengths and slots [T]; wanted: tokens, their rows and positions [N].
-        """
+    def _run(self, size: Size | None, step: _Step) -> _Bucket | None:
+        """Run a step through its bucket's graph, capturing it first if need be; None if there is no room for one."""
         if size is None:
             return None
         if size not in self._buckets:
             self.num_captures += 1
-            self._buckets[size] = self._capture(size, layout, tokens, wanted)
+            self._buckets[size] = self._capture(size, step)
         bucket = self._buckets[size]
         if bucket is not None:
-            self._write(bucket.inputs, layout, tokens, wanted)
+            self._write(bucket.inputs, step)
             bucket.graph.replay()
         return bucket
 
-    def _write(
-        self,
-        inputs: _Inputs,
-        layout: SequenceLayout,
-        tokens: tuple[NDArray[Any], ...],
-        wanted: tuple[NDArray[Any], ...],
-    ) -> None:
+    def _write(self, inputs: _Inputs, step: _Step) -> None:
         *arrays, items = inputs.next_host()
         padding = (self._rows.spare_row, 0, 1, self._pool.total, 0, self._rows.spare_row, 0)
-        for array, values, rest in zip(arrays, (*tokens, *wanted), padding, strict=False):
+        for array, values, rest in zip(arrays, (*step.tokens, *step.wanted), padding, strict=False):
             array[: len(values)] = values
             array[len(values) :] = rest
-        self._attention.plan_into(inputs.attention, layout, items)
+        self._attention.plan_into(inputs.attention, step.layout, items)
         inputs.send()
 
     def _compute(self, size: Size, inputs: _Inputs) -> tuple[Tensor, ...]:
@@ -257,18 +252,12 @@ class StepGraphs:
         greedy = self._greedy(logits, (rows.history, inputs.rows, inputs.positions))
         return logits, greedy.both, greedy.best
 
-    def _capture(
-        self,
-        size: Size,
-        layout: SequenceLayout,
-        tokens: tuple[NDArray[Any], ...],
-        wanted: tuple[NDArray[Any], ...],
-    ) -> _Bucket | None:
+    def _capture(self, size: Size, step: _Step) -> _Bucket | None:
         """Compile the kernels, run once outside (settles allocations), then record. The inputs are those of a step to
         come or of none: running it more than once writes the same values to the same places."""
         try:
             inputs = _Inputs(size, self._rows, self._attention, self._device)
-            self._write(inputs, layout, tokens, wanted)
+            self._write(inputs, step)
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 with self._compiled_together():

@@ -9,25 +9,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightllm.sampling.transfer import ALIGNMENT, Transfer
+
 Int64 = NDArray[np.int64]
 
 STEPS = 8
 """Downloads that may be open at once."""
 BLOCK_BYTES = 1 << 16
-ALIGNMENT = 16
-"""Bytes. Kernels are compiled apart for pointers that are aligned so and for those that are not."""
 
 
 def upload(arrays: Sequence[Int64], device: torch.device) -> list[Tensor]:
     """Integer arrays on the device, in one asynchronous copy."""
-    if device.type == "cpu":
-        return [torch.from_numpy(array) for array in arrays]
-    begins = np.cumsum([0] + [-(-array.nbytes // ALIGNMENT) * ALIGNMENT // array.itemsize for array in arrays])
-    host = torch.empty(int(begins[-1]), dtype=torch.int64, pin_memory=True)
-    for array, begin in zip(arrays, begins, strict=False):
-        host.numpy()[begin : begin + len(array)] = array
-    packed = host.to(device, non_blocking=True)
-    return [packed[begin : begin + len(array)] for array, begin in zip(arrays, begins.tolist(), strict=False)]
+    transfer = Transfer(device)
+    uploads = [transfer.add(array) for array in arrays]
+    transfer.send()
+    return [uploaded.tensor for uploaded in uploads]
 
 
 class Download:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGNMENT = 16
+"""Kernels are compiled apart for pointers that are aligned so and for those that are not."""
 
 
 class Uploaded:

@@ -84,10 +84,7 @@ def _rotary_store_kernel(
     b = tl.load(source + second, mask=turning, other=0.0)
     r = tl.load(source + rest, mask=passing, other=0.0)
     if is_value:
-        to = v_cache + slot * cache_stride + head * HEAD_DIM
-        tl.store(to + first, a.to(v_cache.dtype.element_ty), mask=turning)
-        tl.store(to + second, b.to(v_cache.dtype.element_ty), mask=turning)
-        tl.store(to + rest, r.to(v_cache.dtype.element_ty), mask=passing)
+        _store_tiles(v_cache + slot * cache_stride + head * HEAD_DIM, first, second, rest, a, b, r, turning, passing)
     else:
         c = tl.load(cos + token * angle_stride + step, mask=step < HALF, other=1.0)
         s = tl.load(sin + token * angle_stride + step, mask=step < HALF, other=0.0)
@@ -104,14 +101,19 @@ def _rotary_store_kernel(
         turned_y = y * c + x * s
         if is_query:
             to = q_out + token * (Q_HEADS * HEAD_DIM) + head * HEAD_DIM
-            tl.store(to + first, turned_x.to(q_out.dtype.element_ty), mask=turning)
-            tl.store(to + second, turned_y.to(q_out.dtype.element_ty), mask=turning)
-            tl.store(to + rest, z.to(q_out.dtype.element_ty), mask=passing)
+            _store_tiles(to, first, second, rest, turned_x, turned_y, z, turning, passing)
         else:
-            key_to = k_cache + slot * cache_stride + head * HEAD_DIM
-            tl.store(key_to + first, turned_x.to(k_cache.dtype.element_ty), mask=turning)
-            tl.store(key_to + second, turned_y.to(k_cache.dtype.element_ty), mask=turning)
-            tl.store(key_to + rest, z.to(k_cache.dtype.element_ty), mask=passing)
+            to_key = k_cache + slot * cache_stride + head * HEAD_DIM
+            _store_tiles(to_key, first, second, rest, turned_x, turned_y, z, turning, passing)
+
+
+@triton.jit
+def _store_tiles(to, first, second, rest, a, b, r, turning, passing):
+    """Store the three tiles of some heads at their elements of `to`."""
+    dtype: tl.constexpr = to.dtype.element_ty
+    tl.store(to + first, a.to(dtype), mask=turning)
+    tl.store(to + second, b.to(dtype), mask=turning)
+    tl.store(to + rest, r.to(dtype), mask=passing)
 
 
 def rotary_store(
