@@ -30,6 +30,8 @@ begun = time.time()
 import gc
 gc.disable()
 from pathlib import Path
+from lightllm.device.early import open_early
+open_early(sys.argv[2])
 from lightllm.bench.pipeline import TokenPipeline
 from lightllm.bench.workloads import WorkloadShape, make_requests
 from lightllm.config.settings import EngineSettings, ModelSettings, Settings

@@ -1,36 +1,59 @@
 """Measuring which kernel computes each matrix product of a model fastest: the tables of `lightllm/kernels/tuned`.
 
-The candidates are compiled together beforehand; each is then checked against the vendor's product and timed, each time
+Our own kernels are compiled together beforehand. Of the library's algorithms, which are thousands, those that a rough
+timing finds fastest stand beside them. Each candidate is then checked against the vendor's product and timed, each time
 after a norm: within a step what counts is also how well a product begins while the kernel before it ends.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from lightllm.bench.kernel_timing import time_launches
 from lightllm.bench.kernels import Inputs, ModelShape, product_weights
 from lightllm.errors import ConfigError
+from lightllm.kernels import cublaslt
+from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.triton.compiling import compiled_together
-from lightllm.kernels.triton.linear_choice import MOST_VECTOR_TOKENS, Choice, Tile, Vector, table_name, write_choice
-from lightllm.kernels.triton.linear_op import SplitWorkspace, multiply_tile, multiply_vector
+from lightllm.kernels.triton.linear_choice import (
+    MOST_TILE_TOKENS,
+    MOST_VECTOR_TOKENS,
+    Choice,
+    Tile,
+    Vector,
+    table_name,
+    write_choice,
+)
+from lightllm.kernels.triton.linear_op import SplitWorkspace, multiply_by, multiply_tile, multiply_vector
 from lightllm.kernels.triton.norm import rms_norm
 
-TOKENS = (1, 2, 4, 8, 16, 32, 64)
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
+PROMPT_TOKENS = 8192
+UNMEASURED_TOKENS = 7168
+"""Above the last of TOKENS and up to here, cuBLAS chooses."""
 VECTOR_BLOCKS = ((512, 2), (1024, 2), (1024, 4), (2048, 4), (2048, 8), (4096, 4), (4096, 8))
 """Columns at a time, warps."""
 TILE_BLOCKS = ((64, 64, 6), (64, 128, 3), (64, 128, 5), (64, 256, 3), (128, 64, 4), (128, 128, 3))
 """Rows and columns of the weight at a time, pipeline stages."""
+FEWEST_LIBRARY_TOKENS = 64
+SEARCH_SECONDS = 1.5
+KEPT_ALGORITHMS = 3
+GAIN = 0.01
+"""A library's algorithm must be so much faster than the library's own choice, or noise would choose."""
 TOLERANCE = 0.1
 """Products of weights scaled to one differ by less in half precision."""
 
@@ -54,7 +77,7 @@ class Tuned:
 
 
 def candidates(tokens: int) -> list[Vector | Tile]:
-    """What is worth trying for so many tokens."""
+    """Which of our kernels are worth trying for so many tokens."""
     found: list[Vector | Tile] = []
     if tokens <= MOST_VECTOR_TOKENS:
         most_registers = 4096 if tokens == 1 else 2048
@@ -64,20 +87,74 @@ def candidates(tokens: int) -> list[Vector | Tile]:
             for block, warps in VECTOR_BLOCKS
             if rows * tokens * block // warps <= most_registers
         ]
-    if tokens > 1:
+    if 1 < tokens <= MOST_TILE_TOKENS:
         found += [Tile(n, k, split, stages, 4) for n, k, stages in TILE_BLOCKS for split in (1, 2, 4)]
     return found
+
+
+class AlgorithmSearch:
+    """The library's algorithms for the products of one model: what it suggests for any of them, recombined."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, room: int) -> None:
+        self._room = room
+        known = {
+            algorithm
+            for num_rows, size in shapes
+            for tokens in (*TOKENS, 512, 1024, PROMPT_TOKENS)
+            if tokens >= FEWEST_LIBRARY_TOKENS
+            for algorithm in cublaslt.cublaslt().suggestions((tokens, num_rows, size), dtype, room)
+        }
+        bases = {replace(a, tile=0, split=1, reduction=0, custom=0, cluster=0) for a in known}
+        tiles, customs, clusters = {a.tile for a in known}, {a.custom for a in known}, {a.cluster for a in known}
+        splits = {(a.split, a.reduction) for a in known}
+        self._all = sorted(
+            (
+                replace(base, tile=tile, custom=custom, cluster=cluster, split=split, reduction=reduction)
+                for base, tile, custom, cluster, (split, reduction) in product(bases, tiles, customs, clusters, splits)
+            ),
+            key=str,
+        )
+        random.Random(0).shuffle(self._all)
+
+    def fastest(self, x: Tensor, weights: Sequence[Tensor], workspace: SplitWorkspace) -> list[Algorithm]:
+        """The best few found in `SEARCH_SECONDS`, the library's own suggestions among those tried."""
+        library, sizes = cublaslt.cublaslt(), (x.shape[0], weights[0].shape[0], weights[0].shape[1])
+        out = x.new_empty(sizes[:2])
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        timed: list[tuple[float, Algorithm]] = []
+        give_up_at = time.perf_counter() + SEARCH_SECONDS
+        for algorithm in [*library.suggestions(sizes, x.dtype, self._room), *self._all]:
+            if time.perf_counter() > give_up_at:
+                break
+            run = library.product(sizes, x.dtype, algorithm, self._room)
+            if run is not None:
+                begin.record()
+                for weight in islice(cycle(weights), 6):
+                    run(x, weight, out, workspace.partials)
+                end.record()
+                torch.cuda.synchronize()
+                timed.append((begin.elapsed_time(end), algorithm))
+        return [algorithm for _, algorithm in sorted(timed, key=lambda pair: pair[0])[:KEPT_ALGORITHMS]]
 
 
 def tune(models: Sequence[ModelShape], inputs: Inputs) -> Iterator[Tuned]:
     """The best for every weight and number of tokens, as it is found."""
     workspace = SplitWorkspace(inputs.device)
     for model in models:
-        for name, (num_rows, size) in model.weights().items():
+        shapes = model.weights()
+        search = None
+        if cublaslt.version():
+            blocks = [shape for name, shape in shapes.items() if name != "head"]
+            search = AlgorithmSearch(blocks, inputs.dtype, workspace.partials.nbytes)
+        for name, (num_rows, size) in shapes.items():
             weights = product_weights(num_rows, size, inputs)
             _compile(weights[0], inputs, workspace)
-            for tokens in TOKENS:
-                yield _tune_product(model.name, name, inputs.random(tokens, size), weights, workspace)
+            for tokens in TOKENS if name == "head" else (*TOKENS, PROMPT_TOKENS):
+                x = inputs.random(tokens, size)
+                choices: list[Vector | Tile | Algorithm] = [*candidates(tokens)]
+                if search is not None and name != "head" and tokens >= FEWEST_LIBRARY_TOKENS:
+                    choices += search.fastest(x, weights, workspace)
+                yield _tune_product(model.name, name, x, weights, choices, workspace)
 
 
 def _compile(weight: Tensor, inputs: Inputs, workspace: SplitWorkspace) -> None:
@@ -89,13 +166,20 @@ def _compile(weight: Tensor, inputs: Inputs, workspace: SplitWorkspace) -> None:
                     multiply(x, weight, choice, workspace)
 
 
-def _tune_product(model: str, name: str, x: Tensor, weights: Sequence[Tensor], workspace: SplitWorkspace) -> Tuned:
+def _tune_product(
+    model: str,
+    name: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    choices: Sequence[Vector | Tile | Algorithm],
+    workspace: SplitWorkspace,
+) -> Tuned:
     expected = linear(x, weights[0]).float()
     repeats = max(1, 16 // len(weights))
     vendor = time_launches([partial(_after_norm, linear, x, weight) for weight in weights] * repeats)
     best: tuple[float, Choice] = (vendor, None)
     tried: dict[str, float] = {}
-    for choice in candidates(len(x)):
+    for choice in choices:
         try:
             error = (multiply(x, weights[0], choice, workspace).float() - expected).abs().max()
             choose = partial(multiply, choice=choice, workspace=workspace)
@@ -106,7 +190,8 @@ def _tune_product(model: str, name: str, x: Tensor, weights: Sequence[Tensor], w
             continue
         if error < TOLERANCE:
             tried["-".join(map(str, write_choice(choice)))] = seconds
-            best = min(best, (seconds, choice), key=lambda pair: pair[0])
+            if not isinstance(choice, Algorithm) or seconds < (1 - GAIN) * vendor:
+                best = min(best, (seconds, choice), key=lambda pair: pair[0])
     num_rows, size = weights[0].shape
     return Tuned(model, name, num_rows, size, len(x), best[1], best[0], vendor, tried)
 
@@ -116,8 +201,10 @@ def _after_norm(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: 
     return product(rms_norm(x, weight[0], 1e-5), weight)
 
 
-def multiply(x: Tensor, weight: Tensor, choice: Vector | Tile, workspace: SplitWorkspace) -> Tensor:
+def multiply(x: Tensor, weight: Tensor, choice: Vector | Tile | Algorithm, workspace: SplitWorkspace) -> Tensor:
     """x [T, K] times weight [N, K], computed as `choice` says."""
+    if isinstance(choice, Algorithm):
+        return multiply_by(x, weight, None, choice, workspace)
     out = x.new_empty(x.shape[0], weight.shape[0])
     if isinstance(choice, Vector):
         return multiply_vector(x, weight, None, out, choice)
@@ -128,7 +215,10 @@ def as_table(tuned: Sequence[Tuned]) -> Table:
     """The choices in the form of the tables."""
     table: Table = {}
     for found in tuned:
-        table.setdefault(f"{found.num_rows}x{found.size}", {})[str(found.tokens)] = write_choice(found.choice)
+        steps = table.setdefault(f"{found.num_rows}x{found.size}", {})
+        steps[str(found.tokens)] = write_choice(found.choice)
+        if found.tokens == PROMPT_TOKENS:
+            steps[str(UNMEASURED_TOKENS)] = write_choice(None)
     return table
 
 
@@ -141,7 +231,12 @@ def write_table(path: Path, device_name: str, table: Table) -> None:
     """Write a table, keeping the shapes it already has. Raises ConfigError when that cannot be done."""
     try:
         known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        content = {"device": device_name, "linear": {**known.get("linear", {}), **table}}
+        kept: Table = known.get("linear", {})
+        if known.get("cublaslt") != cublaslt.version():  # the numbers of its algorithms mean nothing any more
+            kept = {
+                shape: {m: e if e[0] != "cublaslt" else ["cublas"] for m, e in s.items()} for shape, s in kept.items()
+            }
+        content = {"device": device_name, "linear": {**kept, **table}, "cublaslt": cublaslt.version()}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1) + "\n")
     except (OSError, ValueError, AttributeError, TypeError) as error:

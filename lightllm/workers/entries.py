@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lightllm.config.locate import find_model, find_tokenizer
 from lightllm.config.settings import ModelSettings
+from lightllm.device.early import open_early
 from lightllm.metrics import MetricSet
 from lightllm.protocol.messages import DetokenizerInbox, EngineInbox, FrontendInbox, TextBatch
 from lightllm.workers.process import Worker
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 def engine(worker: Worker) -> None:
     """Load the model, report what it is, run the engine loop."""
     gc.disable()  # what is imported and built stays: looking through it again and again takes a fifth of the imports
+    open_early(worker.settings.engine.device)
     from lightllm.workers.engine import EngineLoop, build_parts
     from lightllm.workers.meters import EngineMeters
 

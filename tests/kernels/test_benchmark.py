@@ -16,6 +16,7 @@ from lightllm.bench.kernels import BUNDLED, ModelShape, all_cases
 from lightllm.cli import bench_kernels
 from lightllm.cli.main import main
 from lightllm.device.device import Device
+from lightllm.kernels import cublaslt
 from lightllm.kernels.ops.contracts import HeadShape
 from lightllm.kernels.triton.linear_choice import Tile, Vector, parse_choice
 
@@ -85,6 +86,7 @@ def test_tuning_writes_a_table_and_keeps_what_it_had(
     choices = [Vector(32, 64, 2), Vector(3, 64, 2), Tile(64, 64, 1, 2, 4)]  # the second cannot be compiled
     monkeypatch.setattr(kernel_tuning, "candidates", lambda tokens: choices)
     monkeypatch.setattr(kernel_tuning, "TOKENS", (1, 2))
+    monkeypatch.setattr(kernel_tuning, "PROMPT_TOKENS", 3)
     ticks = iter(range(10_000, 0, -1))
     monkeypatch.setattr(kernel_tuning, "time_launches", lambda launches: launches[0]() is not None and next(ticks))
     arguments = ["bench", "kernels", "--tune", "--dtype", "float16"]
@@ -92,9 +94,24 @@ def test_tuning_writes_a_table_and_keeps_what_it_had(
     shapes = json.loads(table.read_text())["linear"]
     assert shapes.pop("8x8") == {"1": ["cublas"]}
     assert set(shapes) == {f"{rows}x{size}" for rows, size in TINY.weights().values()}
-    assert all(parse_choice(entry) == choices[2] for steps in shapes.values() for entry in steps.values())
+    for shape, steps in shapes.items():
+        prompts = shape != f"{TINY.vocab}x{TINY.hidden}"
+        assert steps.pop("7168", None) == (["cublas"] if prompts else None)  # not measured
+        assert set(steps) == ({"1", "2", "3"} if prompts else {"1", "2"})
+        assert all(parse_choice(entry) == choices[2] for entry in steps.values())
     tried = json.loads((tmp_path / "rows.json").read_text())["kernels"][0]["tried"]
     assert len(tried) == 2
+
+
+def test_a_table_loses_the_algorithms_of_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, steps = tmp_path / "toy_gpu.json", {"64": ["cublaslt", *range(9)], "1": ["vector", 1, 64, 2]}
+    monkeypatch.setattr(cublaslt, "version", lambda: 130100)
+    kernel_tuning.write_table(table, "Toy GPU", {"8x8": steps})
+    kernel_tuning.write_table(table, "Toy GPU", {})
+    assert json.loads(table.read_text())["linear"]["8x8"] == steps
+    monkeypatch.setattr(cublaslt, "version", lambda: 130200)
+    kernel_tuning.write_table(table, "Toy GPU", {})
+    assert json.loads(table.read_text())["linear"]["8x8"] == steps | {"64": ["cublas"]}
 
 
 def test_the_bundled_shapes_have_every_kernel() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightllm.kernels import cublaslt
+from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.reference import pointwise as reference
 from lightllm.kernels.triton.linear_choice import (
     Choice,
@@ -14,6 +16,7 @@ from lightllm.kernels.triton.linear_choice import (
     choices_for,
     parse_choice,
     table_name,
+    tuned_table,
     write_choice,
 )
 from lightllm.kernels.triton.linear_op import SplitWorkspace, TritonLinear
@@ -79,8 +82,48 @@ def test_a_split_product_leaves_its_counters_at_zero(device):
     assert not op._workspace.counters.any()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(96, 512, 1024), (130, 1536, 320), (1, 72, 64), (300, 1024, 8192)], ids=str)
+def test_the_library_multiplies_by_each_algorithm_it_suggests(size, dtype):
+    num_tokens, num_rows, width = size
+    workspace = SplitWorkspace(torch.device("cuda"))
+    found = cublaslt.cublaslt().suggestions(size, dtype, workspace.partials.nbytes)
+    assert found
+    x = torch.randn(num_tokens, 2 * width, device="cuda").to(dtype)[:, :width]  # rows that are not next to each other
+    weight = (torch.randn(num_rows, width, device="cuda") / width**0.5).to(dtype)
+    for algorithm in found:
+        assert cublaslt.cublaslt().product(size, dtype, algorithm, workspace.partials.nbytes) is not None
+        op = TritonLinear(weight, None, Choices(((1 << 20, algorithm),), "test"), workspace)
+        assert_close(op(x), expected_product(op, x))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_where_an_algorithm_does_not_serve_the_library_chooses(bias):
+    unknown = Algorithm(66, 31999, 1, 0, 0, 0, 35, 0, 4)
+    op = make_op(unknown, 64, 128, bias, torch.device("cuda"), torch.bfloat16)
+    x = torch.randn(5, 128, device="cuda").bfloat16()
+    assert_close(op(x), expected_product(op, x))
+    assert_close(op.gated(x, "silu"), reference.gated_activation(expected_product(op, x), "silu"))
+
+
+def test_algorithms_of_another_version_of_the_library_are_left_to_it(monkeypatch):
+    def choices() -> set[Choice]:
+        tuned_table.cache_clear()
+        return {choice for steps in tuned_table("NVIDIA H200").values() for _, choice in steps}
+
+    monkeypatch.setattr(cublaslt, "version", lambda: 130100)
+    assert any(isinstance(choice, Algorithm) for choice in choices())
+    monkeypatch.setattr(cublaslt, "version", lambda: 1)
+    assert not any(isinstance(choice, Algorithm) for choice in choices())
+    tuned_table.cache_clear()
+
+
 def test_choices_survive_the_table_and_unknown_shapes_get_a_rule():
-    for choice in KERNELS:
+    for choice in (*KERNELS, Algorithm(66, 26, 1, 0, 0, 1, 35, 0, 4)):
         assert parse_choice(write_choice(choice)) == choice
     with pytest.raises(ValueError, match="unknown kernel 'magic'"):
         parse_choice(["magic", 1])

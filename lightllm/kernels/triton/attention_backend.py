@@ -299,6 +299,7 @@ class TritonAttention:
             ITEM_SIZE=ITEM_SIZE,
             BLOCK_N=BLOCK_KEYS,
             num_warps=4,
+            **self._launcher.options,
         )
 
     def _takes_hopper(self, tiling: Tiling, q: Tensor, k_cache: Tensor, params: AttentionParams) -> bool:

@@ -23,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra import cuda as tlx
 
 BLOCK_KEYS = 128
 LOWEST = gl.constexpr(-1.0e38)
@@ -46,12 +47,14 @@ def _gather(cache, found, buffer, kv_head, cache_stride, HEAD_DIM: gl.constexpr)
 
 
 @gluon.jit
-def _gather_queries(q, buffer, item, kv_head, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr):
+def _gather_queries(
+    q, buffer, first_token, count, kv_head, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr
+):
     """Ask for a tile's queries [128, D]; rows beyond its tokens repeat the last one."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
     dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, layout))
-    row = gl.minimum(gl.arange(0, 128, layout=gl.SliceLayout(1, layout)), gl.load(item + 2) * GROUP - 1)
-    place = (gl.load(item) + row // GROUP).to(gl.int64) * (KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP
+    row = gl.minimum(gl.arange(0, 128, layout=gl.SliceLayout(1, layout)), count * GROUP - 1)
+    place = (first_token + row // GROUP).to(gl.int64) * (KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP
     async_copy.async_copy_global_to_shared(buffer, q + (place * HEAD_DIM)[:, None] + dim[None, :])
 
 
@@ -65,49 +68,58 @@ def _unit(lap):
 
 @gluon.jit
 def _read_unit(items, lap, num_units, KV_HEADS: gl.constexpr, ITEM_SIZE: gl.constexpr):
-    """Tokens (0 beyond the last unit), first position, first key and end of keys of a lap's unit."""
+    """Where the item of a lap's unit is, and its tokens, first key and end of keys: no tokens beyond the last unit,
+    and none in idle items, which come last."""
     unit = _unit(lap)
     item = items + gl.minimum(unit, num_units - 1) // KV_HEADS * ITEM_SIZE
-    count = gl.load(item + 2, mask=unit < num_units, other=0)
-    return count, gl.load(item + 1), gl.load(item + 4), gl.load(item + 5)
+    return item, gl.load(item + 2, mask=unit < num_units, other=0), gl.load(item + 4), gl.load(item + 5)
 
 
 @gluon.jit
 def _produce(
     q, k_cache, v_cache, table, items, table_stride, cache_stride, num_units, queries, keys, values, ready, free,
-    KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ITEM_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr,
+    KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ITEM_SIZE: gl.constexpr, BLOCK_N: gl.constexpr,
+    HEAD_DIM: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tlx.gdc_launch_dependents()
     turn = 0
-    tile = 0
-    for lap in range(gl.cdiv(num_units, gl.num_programs(0))):
-        unit = _unit(lap)
-        kv_head = unit % KV_HEADS
-        item = items + unit // KV_HEADS * ITEM_SIZE
-        if gl.load(item + 2, mask=unit < num_units, other=0) > 0:
-            slots = table + gl.load(item + 3).to(gl.int64) * table_stride
-            low = gl.load(item + 4)
-            high = gl.load(item + 5)
-            num_blocks = gl.cdiv(high - low, BLOCK_N)
-            side = tile % 2
-            mbarrier.wait(free.index(4 + side), ((tile // 2) & 1) ^ 1)
-            _gather_queries(q, queries.index(side), item, kv_head, KV_HEADS, GROUP, HEAD_DIM)
-            async_copy.mbarrier_arrive(ready.index(4 + side), increment_count=False)
-            tile += 1
-            start = low + (num_blocks - 1) * BLOCK_N
-            found = _find(slots, start, high - 1, BLOCK_N, HEAD_DIM)
-            for _ in range(num_blocks):
-                stage = turn % 2
-                phase = (turn // 2) & 1
-                start = gl.maximum(start - BLOCK_N, low)
-                found_next = _find(slots, start, high - 1, BLOCK_N, HEAD_DIM)
-                mbarrier.wait(free.index(stage), phase ^ 1)
-                _gather(k_cache, found, keys.index(stage), kv_head, cache_stride, HEAD_DIM)
-                async_copy.mbarrier_arrive(ready.index(stage), increment_count=False)
-                mbarrier.wait(free.index(2 + stage), phase ^ 1)
-                _gather(v_cache, found, values.index(stage), kv_head, cache_stride, HEAD_DIM)
-                async_copy.mbarrier_arrive(ready.index(2 + stage), increment_count=False)
-                found = found_next
-                turn += 1
+    lap = 0
+    item, count, low, high = _read_unit(items, 0, num_units, KV_HEADS, ITEM_SIZE)
+    first_token = gl.load(item)
+    slots = table + gl.load(item + 3).to(gl.int64) * table_stride
+    if PDL:
+        tlx.gdc_wait()
+    while count > 0:
+        kv_head = _unit(lap) % KV_HEADS
+        num_blocks = gl.cdiv(high - low, BLOCK_N)
+        start = low + (num_blocks - 1) * BLOCK_N
+        found = _find(slots, start, high - 1, BLOCK_N, HEAD_DIM)
+        side = lap % 2
+        mbarrier.wait(free.index(4 + side), ((lap // 2) & 1) ^ 1)
+        _gather_queries(q, queries.index(side), first_token, count, kv_head, KV_HEADS, GROUP, HEAD_DIM)
+        async_copy.mbarrier_arrive(ready.index(4 + side), increment_count=False)
+        lap += 1
+        item, next_count, next_low, next_high = _read_unit(items, lap, num_units, KV_HEADS, ITEM_SIZE)
+        first_token = gl.load(item)
+        next_slots = table + gl.load(item + 3).to(gl.int64) * table_stride
+        for _ in range(num_blocks):
+            stage = turn % 2
+            phase = (turn // 2) & 1
+            start = gl.maximum(start - BLOCK_N, low)
+            found_next = _find(slots, start, high - 1, BLOCK_N, HEAD_DIM)
+            mbarrier.wait(free.index(stage), phase ^ 1)
+            _gather(k_cache, found, keys.index(stage), kv_head, cache_stride, HEAD_DIM)
+            async_copy.mbarrier_arrive(ready.index(stage), increment_count=False)
+            mbarrier.wait(free.index(2 + stage), phase ^ 1)
+            _gather(v_cache, found, values.index(stage), kv_head, cache_stride, HEAD_DIM)
+            async_copy.mbarrier_arrive(ready.index(2 + stage), increment_count=False)
+            found = found_next
+            turn += 1
+        count = next_count
+        low = next_low
+        high = next_high
+        slots = next_slots
 
 
 @gluon.jit
@@ -136,92 +148,92 @@ def _consume(
     store_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
     nothing = gl.zeros([64, BLOCK_N], gl.float32, layout=score_layout)
     turn = 0
-    tile = 0
-    laps = gl.cdiv(num_units, gl.num_programs(0))
-    count_next, position_next, low_next, high_next = _read_unit(items, 0, num_units, KV_HEADS, ITEM_SIZE)
-    for lap in range(laps):
-        unit = _unit(lap)
-        kv_head = unit % KV_HEADS
-        item = items + unit // KV_HEADS * ITEM_SIZE
-        count = count_next
-        first_position = position_next
-        low = low_next
-        high = high_next
-        count_next, position_next, low_next, high_next = _read_unit(items, lap + 1, num_units, KV_HEADS, ITEM_SIZE)
-        if count > 0:
-            num_blocks = gl.cdiv(high - low, BLOCK_N)
-            row = gl.arange(0, 64, layout=gl.SliceLayout(1, score_layout)) + WARP_GROUP * 64
-            position = first_position + gl.minimum(row // GROUP, count - 1)
-            edge = gl.minimum(first_position + 1, high)
-            highest = gl.full([64], LOWEST, gl.float32, layout=gl.SliceLayout(1, score_layout))
-            total = gl.full([64], 0.0, gl.float32, layout=gl.SliceLayout(1, score_layout))
-            accumulator = gl.zeros([64, HEAD_DIM], gl.float32, layout=out_layout)
-            side = tile % 2
-            own = queries.index(side).slice(WARP_GROUP * 64, 64, dim=0)
+    lap = 0
+    item, count, low, high = _read_unit(items, 0, num_units, KV_HEADS, ITEM_SIZE)
+    first_position = gl.load(item + 1)
+    while count > 0:
+        kv_head = _unit(lap) % KV_HEADS
+        side = lap % 2
+        lap += 1
+        next_item, next_count, next_low, next_high = _read_unit(items, lap, num_units, KV_HEADS, ITEM_SIZE)
+        next_position = gl.load(next_item + 1)
 
-            start = low + (num_blocks - 1) * BLOCK_N
+        num_blocks = gl.cdiv(high - low, BLOCK_N)
+        row = gl.arange(0, 64, layout=gl.SliceLayout(1, score_layout)) + WARP_GROUP * 64
+        position = first_position + gl.minimum(row // GROUP, count - 1)
+        edge = gl.minimum(first_position + 1, high)
+        highest = gl.full([64], LOWEST, gl.float32, layout=gl.SliceLayout(1, score_layout))
+        total = gl.full([64], 0.0, gl.float32, layout=gl.SliceLayout(1, score_layout))
+        accumulator = gl.zeros([64, HEAD_DIM], gl.float32, layout=out_layout)
+        own = queries.index(side).slice(WARP_GROUP * 64, 64, dim=0)
+
+        start = low + (num_blocks - 1) * BLOCK_N
+        stage = turn % 2
+        mbarrier.wait(ready.index(4 + side), ((lap - 1) // 2) & 1)
+        mbarrier.wait(ready.index(stage), (turn // 2) & 1)
+        fence_async_shared()
+        scores = warpgroup_mma(own, keys.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
+        scores = warpgroup_mma_wait(0, deps=[scores])
+        mbarrier.arrive(free.index(stage), count=1)
+        weights, highest, total, rescale = _soften(
+            scores, highest, total, scale, position, start, edge, high, BLOCK_N, score_layout
+        )
+        packed = gl.convert_layout(weights.to(dtype), weight_layout)
+        for _ in range(1, num_blocks):
+            before = turn % 2
+            before_phase = (turn // 2) & 1
+            turn += 1
             stage = turn % 2
-            mbarrier.wait(ready.index(4 + side), (tile // 2) & 1)
+            start -= BLOCK_N
             mbarrier.wait(ready.index(stage), (turn // 2) & 1)
+            mbarrier.wait(ready.index(2 + before), before_phase)
             fence_async_shared()
             scores = warpgroup_mma(own, keys.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
-            scores = warpgroup_mma_wait(0, deps=[scores])
+            accumulator = warpgroup_mma(packed, values.index(before), accumulator, is_async=True)
+            scores = warpgroup_mma_wait(1, deps=[scores])
             mbarrier.arrive(free.index(stage), count=1)
             weights, highest, total, rescale = _soften(
                 scores, highest, total, scale, position, start, edge, high, BLOCK_N, score_layout
             )
-            packed = gl.convert_layout(weights.to(dtype), weight_layout)
-            for _ in range(1, num_blocks):
-                before = turn % 2
-                before_phase = (turn // 2) & 1
-                turn += 1
-                stage = turn % 2
-                start -= BLOCK_N
-                mbarrier.wait(ready.index(stage), (turn // 2) & 1)
-                mbarrier.wait(ready.index(2 + before), before_phase)
-                fence_async_shared()
-                scores = warpgroup_mma(own, keys.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
-                accumulator = warpgroup_mma(packed, values.index(before), accumulator, is_async=True)
-                scores = warpgroup_mma_wait(1, deps=[scores])
-                mbarrier.arrive(free.index(stage), count=1)
-                weights, highest, total, rescale = _soften(
-                    scores, highest, total, scale, position, start, edge, high, BLOCK_N, score_layout
-                )
-                accumulator = warpgroup_mma_wait(0, deps=[accumulator])
-                mbarrier.arrive(free.index(2 + before), count=1)
-                accumulator = accumulator * gl.convert_layout(rescale, gl.SliceLayout(1, out_layout))[:, None]
-                packed = gl.convert_layout(weights.to(dtype), weight_layout)
-            last = turn % 2
-            mbarrier.wait(ready.index(2 + last), (turn // 2) & 1)
-            fence_async_shared()
-            accumulator = warpgroup_mma(packed, values.index(last), accumulator, is_async=True)
             accumulator = warpgroup_mma_wait(0, deps=[accumulator])
-            mbarrier.arrive(free.index(2 + last), count=1)
-            turn += 1
-            tile += 1
+            mbarrier.arrive(free.index(2 + before), count=1)
+            accumulator = accumulator * gl.convert_layout(rescale, gl.SliceLayout(1, out_layout))[:, None]
+            packed = gl.convert_layout(weights.to(dtype), weight_layout)
+        last = turn % 2
+        mbarrier.wait(ready.index(2 + last), (turn // 2) & 1)
+        fence_async_shared()
+        accumulator = warpgroup_mma(packed, values.index(last), accumulator, is_async=True)
+        accumulator = warpgroup_mma_wait(0, deps=[accumulator])
+        mbarrier.arrive(free.index(2 + last), count=1)
+        turn += 1
 
-            total = gl.where(total > 0, total, 1.0)
-            result = accumulator / gl.convert_layout(total, gl.SliceLayout(1, out_layout))[:, None]
-            if gl.load(item + 7) == 1:
-                own.store(result.to(dtype))  # the queries are read: their place takes the rows to be stored whole
-                rows = own.load(store_layout)
-                gl.thread_barrier()
-                mbarrier.arrive(free.index(4 + side), count=1)
-                whole_row = gl.arange(0, 64, layout=gl.SliceLayout(1, store_layout)) + WARP_GROUP * 64
-                whole_dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, store_layout))
-                place = (gl.load(item).to(gl.int64) + whole_row // GROUP) * (KV_HEADS * GROUP)
-                place += kv_head * GROUP + whole_row % GROUP
-                stored = whole_row < count * GROUP
-                gl.store(out + (place * HEAD_DIM)[:, None] + whole_dim[None, :], rows, mask=stored[:, None])
-            else:
-                mbarrier.arrive(free.index(4 + side), count=1)
-                own_row = gl.arange(0, 64, layout=gl.SliceLayout(1, out_layout)) + WARP_GROUP * 64
-                dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, out_layout))
-                inside = own_row < count * GROUP
-                part = (gl.load(item + 6) * KV_HEADS + kv_head).to(gl.int64) * 128 + own_row
-                gl.store(partial_values + (part * HEAD_DIM)[:, None] + dim[None, :], result, mask=inside[:, None])
-                weight = gl.convert_layout(highest + gl.log2(total), gl.SliceLayout(1, out_layout))
-                gl.store(partial_weights + part, weight, mask=inside)
+        total = gl.where(total > 0, total, 1.0)
+        result = accumulator / gl.convert_layout(total, gl.SliceLayout(1, out_layout))[:, None]
+        if gl.load(item + 7) == 1:
+            own.store(result.to(dtype))  # the queries are read: their place takes the rows to be stored whole
+            rows = own.load(store_layout)
+            gl.thread_barrier()
+            mbarrier.arrive(free.index(4 + side), count=1)
+            whole_row = gl.arange(0, 64, layout=gl.SliceLayout(1, store_layout)) + WARP_GROUP * 64
+            whole_dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, store_layout))
+            place = (gl.load(item).to(gl.int64) + whole_row // GROUP) * (KV_HEADS * GROUP)
+            place += kv_head * GROUP + whole_row % GROUP
+            stored = whole_row < count * GROUP
+            gl.store(out + (place * HEAD_DIM)[:, None] + whole_dim[None, :], rows, mask=stored[:, None])
+        else:
+            mbarrier.arrive(free.index(4 + side), count=1)
+            own_row = gl.arange(0, 64, layout=gl.SliceLayout(1, out_layout)) + WARP_GROUP * 64
+            dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, out_layout))
+            inside = own_row < count * GROUP
+            part = (gl.load(item + 6) * KV_HEADS + kv_head).to(gl.int64) * 128 + own_row
+            gl.store(partial_values + (part * HEAD_DIM)[:, None] + dim[None, :], result, mask=inside[:, None])
+            weight = gl.convert_layout(highest + gl.log2(total), gl.SliceLayout(1, out_layout))
+            gl.store(partial_weights + part, weight, mask=inside)
+        item = next_item
+        count = next_count
+        first_position = next_position
+        low = next_low
+        high = next_high
 
 
 @gluon.jit(do_not_specialize=["num_units"])
@@ -243,6 +255,7 @@ def attention_hopper_kernel(
     HEAD_DIM: gl.constexpr,
     ITEM_SIZE: gl.constexpr,
     BLOCK_N: gl.constexpr,
+    PDL: gl.constexpr,
     num_warps: gl.constexpr,
 ):
     # A unit is an item and a key/value head; tensors as in `attention_kernel` with BLOCK_M = 128. scale includes
@@ -270,7 +283,7 @@ def attention_hopper_kernel(
             )),
             (_produce, (
                 q, k_cache, v_cache, table, items, table_stride, cache_stride, num_units, queries, keys, values,
-                ready, free, KV_HEADS, GROUP, ITEM_SIZE, BLOCK_N, HEAD_DIM,
+                ready, free, KV_HEADS, GROUP, ITEM_SIZE, BLOCK_N, HEAD_DIM, PDL,
             )),
         ],
         [4, 4],

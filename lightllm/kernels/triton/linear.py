@@ -1,13 +1,14 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
-"""Matrix products of decode batches: out [M, N] = x [M, K] @ weight [N, K].T, for M up to 64.
+"""Matrix products of decode batches: out [M, N] = x [M, K] @ weight [N, K].T, for M up to 128.
 
 2 N K bytes of bfloat16 weights and 2 M N K operations: M operations a byte, so bound by memory for every M here (the
-device needs about 180 operations a byte to be bound by its matrix units). Above M = 64 cuBLAS is as good.
+device needs about 180 operations a byte to be bound by its matrix units). Above M = 64 the library is as good for large
+weights, above M = 128 for all.
 
 `vector_kernel` (M <= 4) multiplies on the ordinary cores: a program streams a few rows of the weight, and under
 dependent launch its first loads are under way before the kernel that makes x has finished. It can also multiply an
 activated gate with up.
-`tile_kernel` (M <= 64) multiplies on the matrix units: a program owns a block of rows, or of rows and K, in which
+`tile_kernel` multiplies on the matrix units: a program owns a block of rows, or of rows and K, in which
 case the last of a block's programs to finish sums the parts in a fixed order.
 """
 

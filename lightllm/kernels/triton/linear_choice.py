@@ -4,23 +4,29 @@ The tables are `lightllm/kernels/tuned/<device>.json`, made by `lightllm bench k
 
     {"linear": {"<N>x<K>": {"<most tokens>": ["vector", ROWS, BLOCK_K, warps]
                                            | ["tile", BLOCK_N, BLOCK_K, SPLIT, stages, warps]
-                                           | ["cublas"]}}}
+                                           | ["cublaslt", the numbers of an `Algorithm`]
+                                           | ["cublas"]}},
+     "cublaslt": <the version those numbers belong to>}
+
+With another version of cuBLASLt such an entry means cuBLAS, which then makes its own choice.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from importlib import resources
 
 import torch
 
+from lightllm.kernels import cublaslt
+from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.triton.launch import next_power_of_2
 
 MOST_VECTOR_TOKENS = 4
-MOST_TILE_TOKENS = 64
+MOST_TILE_TOKENS = 128
 LARGE_ROWS = 8192
 """Rows from which a weight of thousands of columns is more than the device holds on its way at once."""
 WHOLE_ROW = 4096
@@ -47,8 +53,8 @@ class Tile:
     num_warps: int
 
 
-Choice = Vector | Tile | None
-"""None: cuBLAS."""
+Choice = Vector | Tile | Algorithm | None
+"""None: cuBLAS, and what it chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +97,14 @@ def tuned_table(device_name: str) -> dict[str, tuple[tuple[int, Choice], ...]]:
     file = resources.files("lightllm.kernels").joinpath("tuned", table_name(device_name))
     if not file.is_file():
         return {}
-    table = json.loads(file.read_text())["linear"]
+    content = json.loads(file.read_text())
+    foreign = content.get("cublaslt") != cublaslt.version()
     return {
-        shape: tuple((int(most), parse_choice(entry)) for most, entry in sorted(steps.items(), key=lambda s: int(s[0])))
-        for shape, steps in table.items()
+        shape: tuple(
+            (int(most), None if foreign and entry[0] == "cublaslt" else parse_choice(entry))
+            for most, entry in sorted(steps.items(), key=lambda s: int(s[0]))
+        )
+        for shape, steps in content["linear"].items()
     }
 
 
@@ -111,9 +121,11 @@ def parse_choice(entry: list[str | int]) -> Choice:
             return Vector(*values)
         case "tile":
             return Tile(*values)
+        case "cublaslt":
+            return Algorithm(*values)
         case "cublas":
             return None
-    raise ValueError(f"unknown kernel {kind!r} in a tuned table: expected vector, tile or cublas")
+    raise ValueError(f"unknown kernel {kind!r} in a tuned table: expected vector, tile, cublaslt or cublas")
 
 
 def write_choice(choice: Choice) -> list[str | int]:
@@ -121,5 +133,7 @@ def write_choice(choice: Choice) -> list[str | int]:
     if choice is None:
         return ["cublas"]
     if isinstance(choice, Vector):
-        return ["vector", choice.rows, choice.block_k, choice.num_warps]
-    return ["tile", choice.block_n, choice.block_k, choice.split, choice.num_stages, choice.num_warps]
+        return ["vector", *astuple(choice)]
+    if isinstance(choice, Tile):
+        return ["tile", *astuple(choice)]
+    return ["cublaslt", *astuple(choice)]

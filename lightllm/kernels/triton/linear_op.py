@@ -1,4 +1,5 @@
-"""A weight and how to multiply with it: cuBLAS, or a Triton kernel where that was measured to be faster."""
+"""A weight and how to multiply with it: cuBLAS, or what was measured to be faster: a Triton kernel, or an algorithm of
+the library that it would not have chosen."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightllm.kernels import cublaslt
+from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.ops.contracts import Activation
 from lightllm.kernels.triton.activation import gated_activation
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
@@ -48,6 +51,8 @@ class TritonLinear:
         choice = self._choices.at(x.shape[0])
         if choice is None or not x.shape[0]:
             return functional.linear(x, self.weight, self.bias)
+        if isinstance(choice, Algorithm):
+            return multiply_by(x, self.weight, self.bias, choice, self._workspace)
         out = x.new_empty(x.shape[0], self.weight.shape[0])
         if isinstance(choice, Vector):
             return multiply_vector(x, self.weight, self.bias, out, choice)
@@ -61,6 +66,19 @@ class TritonLinear:
         return multiply_vector(
             x, self.weight, self.bias, x.new_empty(x.shape[0], self.weight.shape[0] // 2), choice, kind
         )
+
+
+def multiply_by(
+    x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: Algorithm, workspace: SplitWorkspace
+) -> Tensor:
+    """The product by this algorithm of cuBLASLt; by one of cuBLAS's choice where it does not serve."""
+    if bias is not None or not cublaslt.version():
+        return functional.linear(x, weight, bias)
+    sizes = (x.shape[0], weight.shape[0], weight.shape[1])
+    product = cublaslt.cublaslt().product(sizes, weight.dtype, algorithm, workspace.partials.nbytes)
+    if product is None:
+        return functional.linear(x, weight)
+    return product(x.contiguous(), weight, x.new_empty(sizes[:2]), workspace.partials)
 
 
 def multiply_vector(
@@ -109,7 +127,7 @@ def multiply_tile(
     choice: Tile,
     workspace: SplitWorkspace,
 ) -> Tensor:
-    """Write the product into out; x has at most 64 rows."""
+    """Write the product into out; x has at most MOST_TILE_TOKENS rows."""
     assert x.stride(1) == 1 and out.stride(1) == 1
     num_tokens = x.shape[0]
     block_m = max(16, next_power_of_2(num_tokens))

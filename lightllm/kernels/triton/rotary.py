@@ -4,8 +4,8 @@
 Per token 2 (Hq + 2 Hk) D e bytes (each head in and out once) and about 10 operations an element: bound by memory for
 long prompts, by launch latency for decode batches.
 
-A program takes some heads of one kind (queries, keys or values) of one token, as two tiles of the elements that turn
-into each other and a third of those that are passed on.
+A program takes some of one token's heads (queries, then keys, then values; what differs is decided by row), as two
+tiles of the elements that turn into each other and, where not all do, a third of those that are passed on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 _FEW_PROGRAMS_PER_PROCESSOR = 4
-NUM_WARPS = 4
+BLOCK_HEADS, NUM_WARPS = 32, 4
+"""Of a program where there are many."""
 
 
 @triton.jit
@@ -49,71 +50,62 @@ def _rotary_store_kernel(
     BLOCK_REST: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # Grid (tokens, blocks of query heads, then of key heads, then of value heads).
+    # Grid (tokens, blocks of heads).
     HALF: tl.constexpr = ROTARY_DIM // 2
-    Q_BLOCKS: tl.constexpr = (Q_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
-    KV_BLOCKS: tl.constexpr = (KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     token = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1)
-    is_query = block < Q_BLOCKS
-    is_value = block >= Q_BLOCKS + KV_BLOCKS
-    before = tl.where(is_query, 0, tl.where(is_value, Q_BLOCKS + KV_BLOCKS, Q_BLOCKS))
-    head = (block - before) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]  # among those of its kind
-    there = head < tl.where(is_query, Q_HEADS, KV_HEADS)
+    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
+    is_query = head < Q_HEADS
+    is_value = head >= Q_HEADS + KV_HEADS
+    there = head < Q_HEADS + 2 * KV_HEADS
     step = tl.arange(0, BLOCK_HALF)[None, :]
     first = step * 2 if INTERLEAVED else step
     second = step * 2 + 1 if INTERLEAVED else step + HALF
     rest = ROTARY_DIM + tl.arange(0, BLOCK_REST)[None, :]
-    turning = there & (step < HALF)
-    passing = there & (rest < HEAD_DIM)
+    inside = step < HALF
+    left = rest < HEAD_DIM
     if PDL:
         tlx.gdc_launch_dependents()
-    if NORMS:
-        weight = k_weight
-        if is_query:
-            weight = q_weight
-        first_weight = tl.load(weight + first, mask=step < HALF, other=0.0).to(tl.float32)
-        second_weight = tl.load(weight + second, mask=step < HALF, other=0.0).to(tl.float32)
-        rest_weight = tl.load(weight + rest, mask=rest < HEAD_DIM, other=0.0).to(tl.float32)
     slot = tl.load(slots + token).to(tl.int64)
+    # Each head's place where it goes, in elements from q_out, k_cache or v_cache.
+    place = tl.where(is_query, token * (Q_HEADS * HEAD_DIM), slot * cache_stride)
+    place += (head - tl.where(is_query, 0, tl.where(is_value, Q_HEADS + KV_HEADS, Q_HEADS))) * HEAD_DIM
+    to = tl.where(is_query, q_out, tl.where(is_value, v_cache, k_cache)) + place
+    if NORMS:
+        first_weight = _head_weight(q_weight, k_weight, first, inside, is_query, is_value)
+        second_weight = _head_weight(q_weight, k_weight, second, inside, is_query, is_value)
     if PDL:
         tlx.gdc_wait()
-    skipped = tl.where(is_query, 0, tl.where(is_value, Q_HEADS + KV_HEADS, Q_HEADS))
-    source = qkv + token * qkv_stride + (skipped + head) * HEAD_DIM
-    a = tl.load(source + first, mask=turning, other=0.0)
-    b = tl.load(source + second, mask=turning, other=0.0)
-    r = tl.load(source + rest, mask=passing, other=0.0)
-    if is_value:
-        _store_tiles(v_cache + slot * cache_stride + head * HEAD_DIM, first, second, rest, a, b, r, turning, passing)
-    else:
-        c = tl.load(cos + token * angle_stride + step, mask=step < HALF, other=1.0)
-        s = tl.load(sin + token * angle_stride + step, mask=step < HALF, other=0.0)
-        x = a.to(tl.float32)
-        y = b.to(tl.float32)
-        z = r.to(tl.float32)
+    source = qkv + token * qkv_stride + head * HEAD_DIM
+    x = tl.load(source + first, mask=there & inside, other=0.0).to(tl.float32)
+    y = tl.load(source + second, mask=there & inside, other=0.0).to(tl.float32)
+    c = tl.load(cos + token * angle_stride + step, mask=inside, other=1.0)
+    s = tl.load(sin + token * angle_stride + step, mask=inside, other=0.0)
+    c = tl.where(is_value, 1.0, c)
+    s = tl.where(is_value, 0.0, s)
+    if NORMS:
+        squares = tl.sum(x * x + y * y, 1, keep_dims=True)
+    if ROTARY_DIM < HEAD_DIM:
+        z = tl.load(source + rest, mask=there & left, other=0.0).to(tl.float32)
         if NORMS:
-            squares = tl.sum(x * x + y * y, 1, keep_dims=True) + tl.sum(z * z, 1, keep_dims=True)
-            inverse = tl.rsqrt(squares / HEAD_DIM + eps)
-            x = x * inverse * first_weight
-            y = y * inverse * second_weight
-            z = z * inverse * rest_weight
-        turned_x = x * c - y * s
-        turned_y = y * c + x * s
-        if is_query:
-            to = q_out + token * (Q_HEADS * HEAD_DIM) + head * HEAD_DIM
-            _store_tiles(to, first, second, rest, turned_x, turned_y, z, turning, passing)
-        else:
-            to_key = k_cache + slot * cache_stride + head * HEAD_DIM
-            _store_tiles(to_key, first, second, rest, turned_x, turned_y, z, turning, passing)
+            squares += tl.sum(z * z, 1, keep_dims=True)
+    if NORMS:
+        inverse = tl.where(is_value, 1.0, tl.rsqrt(squares / HEAD_DIM + eps))
+        x = x * inverse * first_weight
+        y = y * inverse * second_weight
+    tl.store(to + first, (x * c - y * s).to(to.dtype.element_ty), mask=there & inside)
+    tl.store(to + second, (y * c + x * s).to(to.dtype.element_ty), mask=there & inside)
+    if ROTARY_DIM < HEAD_DIM:
+        if NORMS:
+            z = z * inverse * _head_weight(q_weight, k_weight, rest, left, is_query, is_value)
+        tl.store(to + rest, z.to(to.dtype.element_ty), mask=there & left)
 
 
 @triton.jit
-def _store_tiles(to, first, second, rest, a, b, r, turning, passing):
-    """Store the three tiles of some heads at their elements of `to`."""
-    dtype: tl.constexpr = to.dtype.element_ty
-    tl.store(to + first, a.to(dtype), mask=turning)
-    tl.store(to + second, b.to(dtype), mask=turning)
-    tl.store(to + rest, r.to(dtype), mask=passing)
+def _head_weight(q_weight, k_weight, index, inside, is_query, is_value):
+    """The norm's weights of some heads at some elements; values have none."""
+    query = tl.load(q_weight + index, mask=inside, other=0.0).to(tl.float32)
+    key = tl.load(k_weight + index, mask=inside, other=0.0).to(tl.float32)
+    return tl.where(is_value, 1.0, tl.where(is_query, query, key))
 
 
 def rotary_store(
@@ -135,9 +127,8 @@ def rotary_store(
     launcher = launcher_for(qkv.device)
     heads = shape.num_q_heads + 2 * shape.num_kv_heads
     few = num_tokens * heads <= 8 * _FEW_PROGRAMS_PER_PROCESSOR * launcher.num_processors
-    block_heads = 2 if few else (8 if norms is None else 16)
-    blocks = triton.cdiv(shape.num_q_heads, block_heads) + 2 * triton.cdiv(shape.num_kv_heads, block_heads)
-    _rotary_store_kernel[(num_tokens, blocks)](
+    block_heads = 2 if few else BLOCK_HEADS
+    _rotary_store_kernel[(num_tokens, triton.cdiv(heads, block_heads))](
         qkv,
         cos,
         sin,
