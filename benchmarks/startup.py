@@ -35,6 +35,7 @@ open_early(sys.argv[2])
 from lightllm.bench.pipeline import TokenPipeline
 from lightllm.bench.workloads import WorkloadShape, make_requests
 from lightllm.config.settings import EngineSettings, ModelSettings, Settings
+gc.freeze()
 imported = time.time()
 model, engine = ModelSettings(model=sys.argv[1], dummy=True), EngineSettings(device=sys.argv[2])
 pipeline = TokenPipeline(Settings(model=model, engine=engine), Path(sys.argv[1]))

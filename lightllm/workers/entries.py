@@ -30,6 +30,7 @@ def engine(worker: Worker) -> None:
     from lightllm.workers.engine import EngineLoop, build_parts
     from lightllm.workers.meters import EngineMeters
 
+    gc.freeze()
     parts = build_parts(worker.settings, find_model(worker.settings.model.model))
     for resolved in parts.resolved:
         reason = f"{resolved.value} ({resolved.reason})" if resolved.value else resolved.reason

@@ -139,11 +139,26 @@ def attention_kernel(
 
 
 @triton.jit
+def _read_merge(merges, unit, num_units, units_each, MERGE_SIZE: tl.constexpr):
+    """The fields of a unit's merge; all 0 where there is none."""
+    merge = merges + unit // units_each * MERGE_SIZE
+    there = unit < num_units
+    return (
+        tl.load(merge, mask=there, other=0),
+        tl.load(merge + 1, mask=there, other=0),
+        tl.load(merge + 2, mask=there, other=0),
+        tl.load(merge + 3, mask=there, other=0),
+    )
+
+
+@triton.jit(do_not_specialize=["num_units"])
 def merge_kernel(
     out,
     partial_values,
     partial_weights,
     merges,
+    num_units,
+    most_tokens,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -153,38 +168,42 @@ def merge_kernel(
     BLOCK_PARTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # Grid (query heads, merges, tokens at a time): the parts of one head's rows of a tile, in a fixed order.
-    head = tl.program_id(0)
-    merge = merges + tl.program_id(1) * MERGE_SIZE
+    # A unit is a merge, one of its tokens and a query head; its parts are summed in a fixed order. Each program takes
+    # every `num_programs`-th unit and ends with the first merge that is not there: a captured launch may have many.
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    unit = tl.program_id(0)
     if PDL:
         tlx.gdc_launch_dependents()
-    first_token = tl.load(merge).to(tl.int64)
-    count = tl.load(merge + 1)
-    first_part = tl.load(merge + 2)
-    num_parts = tl.load(merge + 3)
+    units_each = HEADS * most_tokens
+    first_token, count, first_part, num_parts = _read_merge(merges, unit, num_units, units_each, MERGE_SIZE)
     if PDL:
         tlx.gdc_wait()
     dim = tl.arange(0, BLOCK_D)
-    for token in tl.range(tl.program_id(2), count, tl.num_programs(2)):
-        row = token * GROUP + head % GROUP
-        values = tl.zeros([BLOCK_D], tl.float32)
-        total = 0.0
-        highest = LOWEST
-        for start in tl.range(0, num_parts, BLOCK_PARTS):
-            index = start + tl.arange(0, BLOCK_PARTS)
-            there = index < num_parts
-            place = ((first_part + index) * KV_HEADS + head // GROUP).to(tl.int64) * BLOCK_M + row
-            weight = tl.load(partial_weights + place, mask=there, other=LOWEST)
-            part = tl.load(
-                partial_values + place[:, None] * HEAD_DIM + dim[None, :],
-                mask=there[:, None] & (dim[None, :] < HEAD_DIM),
-                other=0.0,
-            )
-            new_highest = tl.maximum(highest, tl.max(weight, 0))
-            rescale = tl.exp2(highest - new_highest)
-            weight = tl.exp2(weight - new_highest)
-            total = total * rescale + tl.sum(weight, 0)
-            values = values * rescale + tl.sum(part * weight[:, None], 0)
-            highest = new_highest
-        to = out + ((first_token + token) * (KV_HEADS * GROUP) + head) * HEAD_DIM + dim
-        tl.store(to, (values / total).to(out.dtype.element_ty), mask=dim < HEAD_DIM)
+    while count > 0:
+        head = unit % HEADS
+        token = unit // HEADS % most_tokens
+        if token < count:
+            row = token * GROUP + head % GROUP
+            values = tl.zeros([BLOCK_D], tl.float32)
+            total = 0.0
+            highest = LOWEST
+            for start in tl.range(0, num_parts, BLOCK_PARTS):
+                index = start + tl.arange(0, BLOCK_PARTS)
+                there = index < num_parts
+                place = ((first_part + index) * KV_HEADS + head // GROUP).to(tl.int64) * BLOCK_M + row
+                weight = tl.load(partial_weights + place, mask=there, other=LOWEST)
+                part = tl.load(
+                    partial_values + place[:, None] * HEAD_DIM + dim[None, :],
+                    mask=there[:, None] & (dim[None, :] < HEAD_DIM),
+                    other=0.0,
+                )
+                new_highest = tl.maximum(highest, tl.max(weight, 0))
+                rescale = tl.exp2(highest - new_highest)
+                weight = tl.exp2(weight - new_highest)
+                total = total * rescale + tl.sum(weight, 0)
+                values = values * rescale + tl.sum(part * weight[:, None], 0)
+                highest = new_highest
+            to = out + ((first_token.to(tl.int64) + token) * HEADS + head) * HEAD_DIM + dim
+            tl.store(to, (values / total).to(out.dtype.element_ty), mask=dim < HEAD_DIM)
+        unit += tl.num_programs(0)
+        first_token, count, first_part, num_parts = _read_merge(merges, unit, num_units, units_each, MERGE_SIZE)

@@ -34,6 +34,8 @@ HOPPER_ROWS = 128
 HOPPER_HEADS = (64, 128)
 """Tile and head sizes of the kernel for Hopper."""
 LOG2_E = 1.4426950408889634
+MERGING_PROGRAMS = 2
+"""Programs on each multiprocessor that merge parts: in most steps of most sizes they find nothing to merge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +210,14 @@ class TritonAttention:
         else:
             self._launch_portable(q, k_cache, v_cache, out, table, launch, params)
         if launch.num_merges:
-            merge_kernel[(shape.num_q_heads, launch.num_merges, launch.most_tokens)](
+            num_units = shape.num_q_heads * launch.num_merges * launch.most_tokens
+            merge_kernel[(min(num_units, MERGING_PROGRAMS * self._launcher.num_processors),)](
                 out,
                 scratch.values,
                 scratch.weights,
                 launch.merges,
+                num_units,
+                launch.most_tokens,
                 KV_HEADS=shape.num_kv_heads,
                 GROUP=shape.group,
                 HEAD_DIM=shape.head_dim,

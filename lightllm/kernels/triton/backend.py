@@ -7,6 +7,7 @@ import torch
 from lightllm.device.device import Device
 from lightllm.kernels.ops.contracts import HeadShape, KernelSet
 from lightllm.kernels.triton.attention_backend import TritonAttention
+from lightllm.kernels.triton.compiling import hash_triton_early
 from lightllm.kernels.triton.linear_choice import tuned_table
 from lightllm.kernels.triton.linear_op import LinearPacker
 from lightllm.kernels.triton.norm import add_rms_norm, rms_norm
@@ -32,12 +33,15 @@ def why_not(device: Device, dtype: torch.dtype, shape: HeadShape) -> str | None:
 
 def triton_kernels(device: Device, dtype: torch.dtype, shape: HeadShape) -> KernelSet:
     """The kernels for one engine; `why_not` must have found nothing."""
+    hash_triton_early()
     reason = f"Triton, compute capability {device.capability[0]}.{device.capability[1]}"
     pointwise = ("rms_norm", "add_rms_norm", "rotary_store", "gated_activation", "place_tokens", "embed")
     reasons = dict.fromkeys(pointwise, reason)
     reasons["attention"] = f"{reason}: split over keys, slots of one token"
     measured = "measured" if tuned_table(device.name) else "not measured"
-    reasons["linear"] = f"cuBLAS, or Triton for few tokens; shapes {measured} on {device.name}"
+    reasons["linear"] = (
+        f"Triton for few tokens, cuBLASLt by measured algorithm, or cuBLAS; shapes {measured} on {device.name}"
+    )
     return KernelSet(
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 from triton import AsyncCompileMode
@@ -38,6 +39,15 @@ def compiled_together() -> Iterator[None]:
             yield
     finally:
         JITFunction.run = launch
+
+
+def hash_triton_early() -> None:
+    """Let Triton hash its own files now, in a thread: a third of a second that its first compilation would wait for."""
+    try:
+        from triton.runtime.cache import triton_key
+    except ImportError:  # it is elsewhere in other versions
+        return
+    Thread(target=triton_key, name="hash Triton", daemon=True).start()
 
 
 class _Compilers(ThreadPoolExecutor):

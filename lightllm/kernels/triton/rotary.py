@@ -20,8 +20,9 @@ from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 _FEW_PROGRAMS_PER_PROCESSOR = 4
-BLOCK_HEADS, NUM_WARPS = 32, 4
-"""Of a program where there are many."""
+NUM_WARPS = 4
+MANY_TOKENS = 1024
+"""From here on a program takes 32 heads instead of 16."""
 
 
 @triton.jit
@@ -127,7 +128,7 @@ def rotary_store(
     launcher = launcher_for(qkv.device)
     heads = shape.num_q_heads + 2 * shape.num_kv_heads
     few = num_tokens * heads <= 8 * _FEW_PROGRAMS_PER_PROCESSOR * launcher.num_processors
-    block_heads = 2 if few else BLOCK_HEADS
+    block_heads = 2 if few else 16 if num_tokens < MANY_TOKENS else 32
     _rotary_store_kernel[(num_tokens, triton.cdiv(heads, block_heads))](
         qkv,
         cos,
