@@ -40,10 +40,12 @@ class Frame:
         pool = KvPool(self.spec.kv_layout(self.dtype), total_tokens, where)
         rows = RowTables(self.max_running, max_len, total_tokens, where)
         sampler = Sampler(max_rows=self.max_running, vocab_size=self.spec.vocab_size, device=where)
-        graphs = None
-        if graph_tokens:
-            graphs = StepGraphs(self.model, pool, self.kernels, rows, self.max_running, graph_tokens)
-        return Engine(self.model, pool, self.kernels, sampler, rows, self.device, threads=self.threads, graphs=graphs)
+        parts = (self.model, pool, self.kernels, sampler, rows, self.device)
+        if not graph_tokens:
+            return Engine(*parts, threads=self.threads)
+        graphs = StepGraphs(self.model, pool, self.kernels, rows, self.max_running, graph_tokens)
+        rehearsals = sampler.rehearsals(rows.history, self.dtype)
+        return Engine(*parts, threads=self.threads, graphs=graphs, rehearsals=rehearsals)
 
 
 def measure_working_memory(frame: Frame, step_tokens: int, max_len: int) -> int:

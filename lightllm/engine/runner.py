@@ -7,6 +7,7 @@ runs on a thread of its own. Either way the host prepares step n+1 while step n 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -85,7 +86,9 @@ class Engine:
         *,
         threads: int | None = None,
         graphs: StepGraphs | None = None,
+        rehearsals: Iterator[None] | None = None,
     ) -> None:
+        """`rehearsals`: each of its steps prepares something, as `prepare_next` does."""
         self._model = model
         self._pool = pool
         self._kernels = kernels
@@ -96,6 +99,7 @@ class Engine:
         self._downloads = Downloads(self._device)
         self._wanted_prompt_logprobs: dict[int, int] = {}
         self._finished = 0.0
+        self._rehearsals = rehearsals or iter(())
         self._thread: ThreadPoolExecutor | None = None
         if not device.is_cuda:
             self._thread = ThreadPoolExecutor(1, "engine-device", _start_thread, (threads,))
@@ -128,6 +132,8 @@ class Engine:
 
         No step may be in flight.
         """
+        for _ in self._rehearsals:
+            return True
         return self._graphs is not None and self._graphs.prepare_next()
 
     def close(self) -> None:

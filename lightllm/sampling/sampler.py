@@ -12,7 +12,7 @@ so the same code runs ahead of a GPU. Each row's outcome depends on that row alo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -111,7 +111,11 @@ class Sampler:
     def __init__(self, *, max_rows: int, vocab_size: int, device: torch.device) -> None:
         assert vocab_size <= MAX_VOCAB_SIZE, f"vocabulary of {vocab_size}, at most {MAX_VOCAB_SIZE}"
         self._device = device
-        self._choose = _choose_on_cuda(max_rows, device) if device.type == "cuda" else _choose
+        self._vocab_size = vocab_size
+        self._max_rows = max_rows
+        kernels = device.type == "cuda" and find_spec("triton") is not None
+        self._kernels = _Kernels(max_rows, device) if kernels else None
+        self._choose: Choose = self._kernels or _choose
         self._stages: tuple[LogitsStage, ...] = (
             AllowedTokens(max_rows, vocab_size),
             BadWords(max_rows, vocab_size),
@@ -152,6 +156,13 @@ class Sampler:
         transfer.send()
         return prepared
 
+    def rehearsals(self, history: Tensor, dtype: torch.dtype) -> Iterator[None]:
+        """Compiles, some at each step of the iteration, the kernels for every kind of batch with logits of `dtype`,
+        so that no later batch waits for them; nothing where there are no kernels."""
+        if self._kernels is not None:
+            for kind in dict.fromkeys((dtype, torch.float32)):  # edited logits are float32
+                yield from self._kernels.rehearsals(self._max_rows, self._vocab_size, kind, history)
+
     @torch.no_grad()
     def sample(
         self,
@@ -169,7 +180,7 @@ class Sampler:
         step's grammar masks.
         """
         unchanged = batch.draw is None and not batch.edits and masks is None
-        if batch.edits or masks is not None or not logits.is_cuda:
+        if batch.edits or masks is not None or self._kernels is None:
             logits = logits.float().contiguous()
         raw = _raw_rows(logits, batch, unchanged)
         # Masks and bans all set logits to minus infinity, so their order among themselves does not matter.
@@ -199,21 +210,28 @@ def _raw_rows(logits: Tensor, batch: SamplingBatch, unchanged: bool) -> Tensor |
     return logits.index_select(0, batch.logprob_indices.tensor)
 
 
-def _choose_on_cuda(max_rows: int, device: torch.device) -> Choose:
-    """The kernels that do the same as `_choose` in a few launches, and read logits of any float dtype."""
-    if find_spec("triton") is None:
-        return lambda logits, plan, *rest: _choose(logits.float().contiguous(), plan, *rest)
-    from lightllm.kernels.triton.sampling_op import Chooser, DrawInputs, Greedy
+class _Kernels:
+    """Does the same as `_choose` in a few launches, and reads logits of any float dtype."""
 
-    chooser = Chooser(max_rows, device)
+    def __init__(self, max_rows: int, device: torch.device) -> None:
+        from lightllm.kernels.triton.sampling_op import Chooser
 
-    def choose(
-        logits: Tensor, plan: DrawPlan | None, history: Tensor, places: Places | None, likeliest: Likeliest | None
+        self._chooser = Chooser(max_rows, device)
+
+    def __call__(
+        self,
+        logits: Tensor,
+        plan: DrawPlan | None,
+        history: Tensor,
+        places: Places | None,
+        likeliest: Likeliest | None = None,
     ) -> Tensor:
+        from lightllm.kernels.triton.sampling_op import DrawInputs, Greedy
+
         noted = None if places is None else (history, *places)
         known = None if likeliest is None else Greedy(*likeliest)
         if plan is None:
-            return chooser(logits, None, noted, known)
+            return self._chooser(logits, None, noted, known)
         inputs = DrawInputs(
             indices=None if plan.indices is None else plan.indices.tensor,
             temperature=plan.temperature.tensor,
@@ -223,9 +241,16 @@ def _choose_on_cuda(max_rows: int, device: torch.device) -> Choose:
             uniforms=plan.uniforms.tensor,
             filtered=plan.filtered,
         )
-        return chooser(logits, inputs, noted, known)
+        return self._chooser(logits, inputs, noted, known)
 
-    return choose
+    def rehearsals(self, max_rows: int, vocab_size: int, dtype: torch.dtype, history: Tensor) -> Iterator[None]:
+        from lightllm.kernels.triton.compiling import compiled_together
+        from lightllm.kernels.triton.sampling_op import REHEARSED_ROWS
+
+        for num_rows in sorted({min(count, max_rows) for count in REHEARSED_ROWS}):
+            with compiled_together():
+                self._chooser.rehearse(num_rows, vocab_size, dtype, history)
+            yield
 
 
 def _choose(

@@ -76,6 +76,28 @@ def sampling() -> None:
         chooser(zeros(1, 32003, dtype=torch.float32), None, where)
 
 
+def rehearsed_sampling() -> None:
+    """After a rehearsal, batches of any size and parameters find their kernels compiled."""
+    history, most = zeros(9, 64, dtype=torch.int32), 300
+    chooser = sampling_op.Chooser(most, CPU)
+    for num_rows in sampling_op.REHEARSED_ROWS:
+        chooser.rehearse(num_rows, 32003, HALF, history)
+    known = len(compiled)
+    for count in (1, 2, 3, 4, 5, 7, 16, 31, 32, 33, 63, 65, 128, 255, 256, 300):
+        logits = zeros(count, 32003)
+        for places in (torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int32)):
+            where = (history, places, places)
+            for drawn, filtered in itertools.product((count, (count + 1) // 2), (False, True)):
+                column = torch.ones(drawn, 1, dtype=torch.float64)
+                indices = None if drawn == count else torch.zeros(drawn, dtype=torch.int64)
+                draw = (indices, column.float(), column.float(), column.long(), column, column, filtered)
+                likeliest = sampling_op.GreedyChooser(most, CPU)(logits, where)
+                chooser(logits, sampling_op.DrawInputs(*draw), where)
+                chooser(logits, sampling_op.DrawInputs(*draw), where, likeliest)
+            chooser(logits, None, where)
+    assert len(compiled) == known, compiled[known:]
+
+
 if HOPPER:
     launch._INTERPRETED = launch.Launcher(num_processors=132, shared_bytes=227 << 10, dependent=True)
 with torch.inference_mode():
@@ -86,4 +108,5 @@ with torch.inference_mode():
                     kernels()
             else:
                 kernels()
+    rehearsed_sampling()
 print(len(compiled), "compiled")

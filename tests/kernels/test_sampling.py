@@ -57,7 +57,7 @@ def choose(logits: Tensor, plan: DrawPlan | None) -> Tensor:
     before, count = logits.clone(), len(logits)
     history = torch.full((count + 2, 7), -1, dtype=torch.int32, device=logits.device)
     rows, positions = torch.arange(count, device=logits.device) + 1, torch.arange(count, device=logits.device) % 6
-    choose_tokens = sampler._choose_on_cuda(max(1, count), logits.device)
+    choose_tokens = sampler._Kernels(max(1, count), logits.device)
     chosen = choose_tokens(logits, plan, history, (rows, positions), None)
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
     expected = torch.full_like(history, -1)

@@ -151,7 +151,7 @@ def _read_merge(merges, unit, num_units, units_each, MERGE_SIZE: tl.constexpr):
     )
 
 
-@triton.jit(do_not_specialize=["num_units"])
+@triton.jit(do_not_specialize=["num_units", "most_tokens"])
 def merge_kernel(
     out,
     partial_values,

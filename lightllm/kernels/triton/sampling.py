@@ -51,7 +51,7 @@ def is_finite(x):
     return (x < float("inf")) & (x > -float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["bad"])
 def greedy_kernel(
     logits,
     part_values,

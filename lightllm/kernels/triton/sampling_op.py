@@ -113,6 +113,10 @@ class GreedyChooser:
         return found
 
 
+REHEARSED_ROWS = (1, 8, 64)
+"""Numbers of rows for which kernels differ: `_greedy_block`, and the parts in a block of `pick`."""
+
+
 def _greedy_block(num_rows: int) -> tuple[int, int]:
     """Logits per program, and its warps: small programs fill the device when there are few rows."""
     if num_rows <= 4:
@@ -232,3 +236,17 @@ class Chooser:
             cuts = self._filters.cuts(logits, greedy, inputs) if inputs.filtered else inputs.min_p
             pick(logits, greedy, inputs, cuts, history)
         return greedy.both
+
+    def rehearse(self, num_rows: int, size: int, dtype: torch.dtype, history: Tensor) -> None:
+        """Launch each kernel that a batch of so many rows of logits of this size and dtype may need, whatever its
+        parameters, on tensors of no meaning: for launches that are compiled and not run."""
+        device = history.device
+        logits = torch.empty(num_rows, size, dtype=dtype, device=device)
+        single, double = (
+            torch.empty(num_rows, 1, dtype=kind, device=device) for kind in (torch.float32, torch.float64)
+        )
+        numbers = torch.empty(num_rows, 1, dtype=torch.int64, device=device)
+        for places in (numbers.view(-1), numbers.view(-1).int()):  # of eager steps and of graphs
+            for indices in (None, numbers.view(-1)):
+                inputs = DrawInputs(indices, single, single, numbers, double, double, filtered=True)
+                self(logits, inputs, (history, places, places))
