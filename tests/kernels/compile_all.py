@@ -58,6 +58,7 @@ def products() -> None:
         weight = zeros(256, 4096)
         if isinstance(choice, Tile):
             linear_op.multiply_tile(zeros(32, 4096), weight, None, zeros(32, 256), choice, workspace)
+            linear_op.multiply_tile(zeros(32, 4096), weight, None, zeros(32, 128), choice, workspace, "silu")
         if isinstance(choice, Vector):
             linear_op.multiply_vector(zeros(1, 4096), weight, None, zeros(1, 256), choice)
             if choice.rows > 1:

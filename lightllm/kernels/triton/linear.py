@@ -10,6 +10,7 @@ dependent launch its first loads are under way before the kernel that makes x ha
 activated gate with up.
 `tile_kernel` multiplies on the matrix units: a program owns a block of rows, or of rows and K, in which
 case the last of a block's programs to finish sums the parts in a fixed order.
+Both can also multiply an activated gate with up.
 """
 
 from __future__ import annotations
@@ -104,14 +105,21 @@ def tile_kernel(
     EVEN: tl.constexpr,
     PREFETCH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    GATED: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
     # Grid (blocks of rows, SPLIT). The product is computed as [BLOCK_N, BLOCK_M]: rows of the weight are the long side.
+    # GATED is as in `vector_kernel`; gates and what they let through take turns by eights, which a matrix unit's layout
+    # keeps in one thread.
     block = tl.program_id(0)
     split = tl.program_id(1)
-    row = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    safe_row = tl.minimum(row, num_rows - 1).to(tl.int64)
+    index = tl.arange(0, BLOCK_N)
+    if GATED == "":
+        safe_row = tl.minimum(block * BLOCK_N + index, num_rows - 1).to(tl.int64)
+    else:
+        pair = block * (BLOCK_N // 2) + index // 16 * 8 + index % 8
+        safe_row = (tl.minimum(pair, num_rows - 1) + index // 8 % 2 * num_rows).to(tl.int64)
     token = tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(size, BLOCK_K)
@@ -134,7 +142,7 @@ def tile_kernel(
             value = tl.load(x_at + start, mask=(column < size - start)[:, None], other=0.0)
         total = tl.dot(w, value, total, input_precision=PRECISION)
     if SPLIT == 1:
-        _finish(total, bias, out, row, token, num_tokens, num_rows, out_stride, HAS_BIAS)
+        _finish(total, bias, out, block, safe_row, token, num_tokens, num_rows, out_stride, HAS_BIAS, GATED)
     else:
         area: tl.constexpr = BLOCK_N * BLOCK_M
         place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + token[None, :]
@@ -147,14 +155,35 @@ def tile_kernel(
             for other in tl.static_range(SPLIT):
                 part = partials + (block * SPLIT + other).to(tl.int64) * area + place
                 total += tl.load(part, cache_modifier=".cg")
-            _finish(total, bias, out, row, token, num_tokens, num_rows, out_stride, HAS_BIAS)
+            _finish(total, bias, out, block, safe_row, token, num_tokens, num_rows, out_stride, HAS_BIAS, GATED)
 
 
 @triton.jit
-def _finish(total, bias, out, row, token, num_tokens, num_rows, out_stride, HAS_BIAS: tl.constexpr):
-    """Bias and store of a [rows, tokens] block of the product."""
+def _finish(
+    total,
+    bias,
+    out,
+    block,
+    weight_row,
+    token,
+    num_tokens,
+    num_rows,
+    out_stride,
+    HAS_BIAS: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Bias, gate and store of a [rows, tokens] block of the product."""
+    dtype: tl.constexpr = out.dtype.element_ty
+    BLOCK_M: tl.constexpr = total.shape[1]
+    BLOCK_N: tl.constexpr = total.shape[0]
     if HAS_BIAS:
-        total += tl.load(bias + row, mask=row < num_rows, other=0.0).to(tl.float32)[:, None]
-    to = out + token[None, :] * out_stride + row[:, None]
+        total += tl.load(bias + weight_row).to(tl.float32)[:, None]
+    if GATED == "":
+        row = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    else:
+        row = block * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        eights = tl.reshape(total, [BLOCK_N // 16, 2, 8, BLOCK_M])
+        gate, up = tl.split(tl.permute(eights, [0, 2, 3, 1]))
+        total = tl.reshape(activate(gate.to(dtype).to(tl.float32), GATED) * up, [BLOCK_N // 2, BLOCK_M])
     inside = (row < num_rows)[:, None] & (token < num_tokens)[None, :]
-    tl.store(to, total.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + token[None, :] * out_stride + row[:, None], total.to(dtype), mask=inside)

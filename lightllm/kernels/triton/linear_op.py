@@ -59,13 +59,14 @@ class TritonLinear:
         return multiply_tile(x, self.weight, self.bias, out, choice, self._workspace)
 
     def gated(self, x: Tensor, kind: Activation) -> Tensor:
-        """activation(gate) * up [T, N/2], where op(x) = [gate, up]; one kernel where a vector kernel serves."""
+        """activation(gate) * up [T, N/2], where op(x) = [gate, up]; one kernel where one of ours serves."""
         choice = self._choices.at(x.shape[0])
-        if not isinstance(choice, Vector) or not x.shape[0]:
+        if not isinstance(choice, Vector | Tile) or not x.shape[0]:
             return gated_activation(self(x), kind)
-        return multiply_vector(
-            x, self.weight, self.bias, x.new_empty(x.shape[0], self.weight.shape[0] // 2), choice, kind
-        )
+        out = x.new_empty(x.shape[0], self.weight.shape[0] // 2)
+        if isinstance(choice, Vector):
+            return multiply_vector(x, self.weight, self.bias, out, choice, kind)
+        return multiply_tile(x, self.weight, self.bias, out, choice, self._workspace, kind)
 
 
 def multiply_by(
@@ -126,13 +127,13 @@ def multiply_tile(
     out: Tensor,
     choice: Tile,
     workspace: SplitWorkspace,
+    kind: Activation | None = None,
 ) -> Tensor:
-    """Write the product into out; x has at most MOST_TILE_TOKENS rows."""
+    """Write the product, gated if `kind` is given, into out; x has at most MOST_TILE_TOKENS rows."""
     assert x.stride(1) == 1 and out.stride(1) == 1
     num_tokens = x.shape[0]
     block_m = max(16, next_power_of_2(num_tokens))
-    num_rows = weight.shape[0]
-    blocks = -(-num_rows // choice.block_n)
+    blocks = -(-weight.shape[0] // choice.block_n)
     area = block_m * choice.block_n
     split = choice.split
     if blocks > workspace.counters.numel() or blocks * split * area > workspace.partials.numel():
@@ -147,7 +148,7 @@ def multiply_tile(
         num_tokens,
         x.stride(0),
         out.stride(0),
-        num_rows,
+        out.shape[1],
         weight.shape[1],
         BLOCK_M=block_m,
         BLOCK_N=choice.block_n,
@@ -156,6 +157,7 @@ def multiply_tile(
         EVEN=weight.shape[1] % choice.block_k == 0,
         PREFETCH=weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0 and weight.element_size() == 2,
         HAS_BIAS=bias is not None,
+        GATED=kind or "",
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_stages=choice.num_stages,
         num_warps=choice.num_warps,
