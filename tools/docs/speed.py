@@ -70,9 +70,9 @@ STARTS = """
 ### Start
 
 From starting a process to its first token, random weights made on the device: the engine by itself, and `lightllm
-serve` until the first token of a streamed completion arrives over HTTP. Made by `python benchmarks/startup.py
-benchmarks/models/MODEL` at revision {revision}, where compiling the kernels together made torch import sympy, about
-five seconds of the engine's time; that import is gone, and the times without it have not been measured.
+serve` until the first token of a streamed completion arrives over HTTP. The machine keeps no compiled Python bytecode,
+so that importing torch takes three to four seconds of it. Made by `python benchmarks/startup.py
+benchmarks/models/MODEL` at revision {revision}.
 """
 
 ERRORS = """
