@@ -75,6 +75,12 @@ so that importing torch takes three to four seconds of it. Made by `python bench
 benchmarks/models/MODEL` at revision {revision}.
 """
 
+IDLE = """
+### Between decode steps
+
+The share of the time in which no kernel runs, within and between steps, measured with torch's profiler.
+"""
+
 ERRORS = """
 ### bfloat16 beside float32
 
@@ -115,7 +121,7 @@ def _gpu_section() -> str:
         made = f"{machine['device']} ({limits} measured in the run), {report['engine']['dtype'][0]}"
         made += f", revision {report.get('revision', 'unknown')}."
         parts += [f"### {report['model']}\n", table(head, rows), f"{made} Made by {code(report['command'])}.\n"]
-    parts += _starts() + _errors()
+    parts += _starts() + _idle() + _errors()
     return "\n".join(parts)
 
 
@@ -130,6 +136,18 @@ def _starts() -> list[str]:
     head = ("model", "what, and compiled kernels", "imports", "engine", "first token", "total, s")
     revisions = ", ".join(sorted({report.get("revision", "unknown") for report in reports.values()}))
     return [STARTS.replace("{revision}", revisions), table(head, rows)] if rows else []
+
+
+def _idle() -> list[str]:
+    """How long the device waits while it decodes."""
+    rows = [
+        [path.stem.removeprefix("profile-"), batch, f"{found['step_us'] / 1e3:.2f}", f"{found['idle_share']:.1%}", made]
+        for path in sorted(RESULTS.glob("gpu/profile-*.json"))
+        for report in [_read(path)]
+        for made in [f"{code(report['command'])}, revision {report['revision']}"]
+        for batch, found in report["batches"].items()
+    ]
+    return [IDLE, table(("model", "batch", "step, ms", "idle", "made by"), rows)] if rows else []
 
 
 def _errors() -> list[str]:
