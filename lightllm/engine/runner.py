@@ -132,8 +132,11 @@ class Engine:
 
         No step may be in flight.
         """
-        for _ in self._rehearsals:
-            return True
+        try:
+            for _ in self._rehearsals:
+                return True
+        except torch.OutOfMemoryError:
+            pass  # then the first steps that need what is missing prepare it
         return self._graphs is not None and self._graphs.prepare_next()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightllm import LLM, LightLLMError, SamplingParams
 from lightllm.errors import ContextLengthExceeded, EngineError, InvalidRequest
@@ -89,6 +90,18 @@ def test_a_failed_step_fails_its_requests_only(llm: LLM, monkeypatch: pytest.Mon
         run(llm, [ids(5)], [SAMPLED])
     monkeypatch.setattr(model, "forward", whole)
     assert len(run(llm, [ids(5)], [SAMPLED])[0]) == 12
+
+
+def test_idle_time_is_for_rehearsals_until_they_end_or_memory_does(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rehearsals() -> Iterator[None]:
+        yield
+        yield
+        raise torch.OutOfMemoryError
+
+    engine = llm._parts.engine
+    assert not engine.prepare_next()
+    monkeypatch.setattr(engine, "_rehearsals", rehearsals())
+    assert [engine.prepare_next() for _ in range(4)] == [True, True, False, False]
 
 
 def test_leaving_a_stream_frees_its_slots(llm: LLM) -> None:
