@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lightllm.engine.budget import is_out_of_memory
 from lightllm.engine.rows import FlatTokens, RowTables
-from lightllm.kernels.ops.contracts import KernelSet, SequenceLayout
+from lightllm.kernels.ops.contracts import KernelSet, Move, SequenceLayout
 from lightllm.kvcache.pool import KvPool
 from lightllm.models.decoder import Decoder, ForwardBatch
 
@@ -105,7 +105,9 @@ class _Step:
 class _Inputs:
     """A bucket's inputs on the device, as views of one buffer, and the host copies they come from."""
 
-    def __init__(self, size: Size, rows: RowTables, attention: GraphAttention, device: torch.device) -> None:
+    def __init__(
+        self, size: Size, rows: RowTables, attention: GraphAttention, move: Move, device: torch.device
+    ) -> None:
         lengths = [size.tokens] * 4 + [size.sequences] * 3 + [attention.buffer_size(size.sequences, size.tokens)]
         begins = np.cumsum([0] + [-(-length // ALIGNMENT) * ALIGNMENT for length in lengths])
         spans = [slice(int(begin), int(begin) + length) for begin, length in zip(begins, lengths, strict=False)]
@@ -114,6 +116,7 @@ class _Inputs:
         self._hosts = [torch.zeros(total, dtype=torch.int32, pin_memory=True) for _ in range(STAGING)]
         self._views = [[host.numpy()[span] for span in spans] for host in self._hosts]
         self._turn = 0
+        self._move = move
         parts = [self._device[span] for span in spans]
         self.rows, self.positions, self.rope_lens, self.slots, self.wanted, *places, memory = parts
         self.places = (places[0], places[1])
@@ -125,7 +128,7 @@ class _Inputs:
         return self._views[self._turn]
 
     def send(self) -> None:
-        self._device.copy_(self._hosts[self._turn], non_blocking=True)
+        self._move(self._hosts[self._turn], self._device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +259,7 @@ class StepGraphs:
         """Compile the kernels, run once outside (settles allocations), then record. The inputs are those of a step to
         come or of none: running it more than once writes the same values to the same places."""
         try:
-            inputs = _Inputs(size, self._rows, self._attention, self._device)
+            inputs = _Inputs(size, self._rows, self._attention, self._kernels.move, self._device)
             self._write(inputs, step)
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):

@@ -96,7 +96,7 @@ class Engine:
         self._rows = rows
         self._device = device.torch_device
         self._graphs = graphs
-        self._downloads = Downloads(self._device)
+        self._downloads = Downloads(self._device, kernels.move)
         self._wanted_prompt_logprobs: dict[int, int] = {}
         self._finished = 0.0
         self._rehearsals = rehearsals or iter(())

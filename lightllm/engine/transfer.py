@@ -1,4 +1,4 @@
-"""Moving a step's small arrays between host and device: one copy each way, and no waiting in between."""
+"""Moving a step's small arrays between host and device, with no waiting in between."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightllm.kernels.ops.contracts import Move
 from lightllm.sampling.transfer import ALIGNMENT, Transfer
 
 Int64 = NDArray[np.int64]
@@ -30,11 +31,12 @@ class Download:
     """Tensors on their way to the host. `wait` returns when all have arrived; what `add` gave may be overwritten
     after the next `STEPS` - 1 downloads. On a CPU the tensors stay where they are."""
 
-    __slots__ = ("_block", "_event", "_used")
+    __slots__ = ("_block", "_event", "_move", "_used")
 
-    def __init__(self, block: Tensor | None, event: torch.cuda.Event | None) -> None:
+    def __init__(self, block: Tensor | None, event: torch.cuda.Event | None, move: Move) -> None:
         self._block = block
         self._event = event
+        self._move = move
         self._used = 0
 
     def add(self, tensor: Tensor) -> Tensor:
@@ -42,12 +44,12 @@ class Download:
         if self._block is None:
             return tensor
         end = self._used + tensor.nbytes
-        if end <= BLOCK_BYTES:
-            host = self._block[self._used : end].view(tensor.dtype).view(tensor.shape)
-            self._used = -(-end // ALIGNMENT) * ALIGNMENT
-        else:
-            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return host.copy_(tensor, non_blocking=True)
+        if end > BLOCK_BYTES or tensor.nbytes % 4:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        host = self._block[self._used : end].view(tensor.dtype).view(tensor.shape)
+        self._used = -(-end // ALIGNMENT) * ALIGNMENT
+        self._move(tensor.contiguous(), host)
+        return host
 
     def seal(self) -> None:
         """Nothing is added any more."""
@@ -62,7 +64,8 @@ class Download:
 class Downloads:
     """Opens downloads to one host; their pinned memory and events are made once and used in turn."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, move: Move) -> None:
+        self._move = move
         self._slots: list[tuple[Tensor | None, torch.cuda.Event | None]] = [(None, None)]
         if device.type == "cuda":
             blocks = torch.empty(STEPS, BLOCK_BYTES, dtype=torch.uint8, pin_memory=True)
@@ -71,4 +74,4 @@ class Downloads:
 
     def open(self) -> Download:
         self._turn = (self._turn + 1) % len(self._slots)
-        return Download(*self._slots[self._turn])
+        return Download(*self._slots[self._turn], self._move)

@@ -260,7 +260,9 @@ def test_arrays_cross_in_one_copy_each_way() -> None:
     tensors = upload(arrays, device)
     assert [tensor.device.type for tensor in tensors] == ["cuda"] * 3
     assert [tensor.tolist() for tensor in tensors] == [array.tolist() for array in arrays]
-    download = Downloads(device).open()
+    from lightllm.kernels.triton.tokens import move
+
+    download = Downloads(device, move).open()
     hosts = [download.add(tensor * 2) for tensor in tensors]
     download.seal()
     download.wait()
@@ -271,7 +273,9 @@ def test_arrays_cross_in_one_copy_each_way() -> None:
 def test_a_download_holds_what_was_there_when_it_was_sealed() -> None:
     """Later work on the stream does not reach back into what is on its way, whether it is small or large."""
     tensors = [torch.zeros(size, dtype=torch.int32, device="cuda") for size in (100, 1 << 20)]
-    downloads = Downloads(tensors[0].device)
+    from lightllm.kernels.triton.tokens import move
+
+    downloads = Downloads(tensors[0].device, move)
     seen = []
     for step in range(STEPS):
         download = downloads.open()

@@ -27,6 +27,7 @@ def pointwise() -> None:
     ids = torch.zeros(5, dtype=torch.int32)
     tokens.embed(ids, zeros(11, 96))
     tokens.place_tokens(zeros(3, 9, dtype=torch.int32), zeros(3, 9, dtype=torch.int32), ids, ids, ids)
+    tokens.move(ids, torch.zeros_like(ids))
     norm.rms_norm(zeros(5, 4096), zeros(4096), 1e-5)
     norm.add_rms_norm(zeros(5, 4096), zeros(5, 4096), zeros(4096), 1e-5)
     for kind in ("silu", "gelu", "gelu_tanh"):

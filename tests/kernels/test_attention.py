@@ -8,6 +8,7 @@ import torch
 
 from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, SequenceLayout
 from lightllm.kernels.reference.attention import TorchAttention
+from lightllm.kernels.triton import attention_backend
 from lightllm.kernels.triton.attention_backend import TritonAttention
 
 STEPS = {
@@ -70,6 +71,16 @@ def test_attention_gives_what_the_reference_gives(step, kind, device, dtype):
     shape = SHAPES[(PARAMS.index(kind) + list(STEPS).index(step)) % len(SHAPES)]
     params = make_params(kind, shape, device)
     layout, q, k_cache, v_cache, table = make_step(*STEPS[step], shape, device, dtype)
+    backend = TritonAttention(shape, device)
+    actual = backend.run(q, k_cache, v_cache, backend.plan(layout, table), params)
+    assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
+
+
+def test_pools_beyond_an_int32_are_addressed_wide(monkeypatch, device):
+    """As for a cache of more than 2 ** 31 elements, which is too large for a test."""
+    monkeypatch.setattr(attention_backend, "MOST_NARROW", 0)
+    shape, params = SHAPES[0], AttentionParams(scale=0.3)
+    layout, q, k_cache, v_cache, table = make_step(*STEPS["mixed"], shape, device, torch.float32)
     backend = TritonAttention(shape, device)
     actual = backend.run(q, k_cache, v_cache, backend.plan(layout, table), params)
     assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))

@@ -114,3 +114,28 @@ def test_embeddings_are_fetched(size, device, dtype):
     weight = random(11, size[1], device=device, dtype=dtype)
     ids = torch.randint(0, 11, (size[0],), dtype=torch.int32, device=device)
     torch.testing.assert_close(tokens.embed(ids, weight), reference.embed(ids, weight), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(0,), (1,), (1023,), (1025,), (3, 1024)])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32])
+def test_moves_copy_bytes(size, dtype, device):
+    source = torch.randint(-(2**31), 2**31, size, device=device).to(dtype)
+    for pinned in (False, True) if device.type == "cuda" else (False,):
+        host = source.cpu().pin_memory() if pinned else source
+        target = torch.zeros_like(source)
+        back = torch.zeros_like(host, pin_memory=pinned)
+        tokens.move(host, target)
+        tokens.move(target, back)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        torch.testing.assert_close(target, source, rtol=0, atol=0)
+        torch.testing.assert_close(back.cpu(), source.cpu(), rtol=0, atol=0)
+
+
+def test_moves_take_what_begins_anywhere(device):
+    source, target = (
+        torch.arange(40, dtype=torch.int32, device=device),
+        torch.zeros(40, dtype=torch.int32, device=device),
+    )
+    tokens.move(source[3:20], target[5:22])
+    assert target.tolist() == [0] * 5 + list(range(3, 20)) + [0] * 18

@@ -132,6 +132,15 @@ class Embed(Protocol):
         ...
 
 
+class Move(Protocol):
+    def __call__(self, source: Tensor, target: Tensor) -> None:
+        """target = source, of as many bytes, contiguous and a multiple of 4; in the order of the device's other work.
+
+        On a GPU either may be pinned host memory, which its owner leaves alone until the device is done with it.
+        """
+        ...
+
+
 class AttentionBackend(Protocol):
     """Attention over the pool in two phases: `plan` does the host work of a step once, `run` serves each layer."""
 
@@ -153,6 +162,7 @@ class KernelSet:
     rotary_store: RotaryStore
     place_tokens: PlaceTokens
     embed: Embed
+    move: Move
     attention: AttentionBackend
     pack_linear: Callable[[Tensor, Tensor | None], LinearOp]
     reasons: dict[str, str]

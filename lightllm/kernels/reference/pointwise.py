@@ -23,6 +23,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return rms_norm(residual, weight, eps)
 
 
+def move(source: Tensor, target: Tensor) -> None:
+    target.view(-1).view(torch.uint8).copy_(source.view(-1).view(torch.uint8), non_blocking=True)
+
+
 def rotary_store(
     qkv: Tensor,
     shape: HeadShape,

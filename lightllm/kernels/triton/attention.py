@@ -60,11 +60,14 @@ def attention_kernel(
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_ALIBI: tl.constexpr,
+    SINGLE: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
     # Grid (KV_HEADS, items). q, out [tokens, Hq, D]; partial_values [parts, KV_HEADS, BLOCK_M, D] float32,
-    # partial_weights [parts, KV_HEADS, BLOCK_M] float32: log2 of the part's total weight.
+    # partial_weights [parts, KV_HEADS, BLOCK_M] float32: log2 of the part's total weight. SINGLE: every item has one
+    # token, so what is seen is the same for all rows. WIDE: the cache has more elements than an int32 counts.
     kv_head = tl.program_id(0)
     item = items + tl.program_id(1) * ITEM_SIZE
     if PDL:
@@ -101,7 +104,9 @@ def attention_kernel(
     for start in tl.range(low, key_end, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)
         # Columns past the end repeat the last key, so that what other slots hold cannot matter.
-        slot = tl.load(slots + tl.minimum(column, key_end - 1)).to(tl.int64)
+        slot = tl.load(slots + tl.minimum(column, key_end - 1))
+        if WIDE:
+            slot = slot.to(tl.int64)
         source = slot[:, None] * cache_stride + dim[None, :]
         if HEAD_DIM == BLOCK_D:
             k = tl.load(k_cache + source)
@@ -109,7 +114,12 @@ def attention_kernel(
             k = tl.load(k_cache + source, mask=dim[None, :] < HEAD_DIM, other=0.0)
         qk = tl.dot(queries, tl.trans(k).to(queries.dtype), input_precision=PRECISION)
         score = _scores(qk, position, column, scale, soft_cap, slope, HAS_CAP, HAS_ALIBI)
-        if HAS_WINDOW:
+        if SINGLE:
+            seen = column < key_end
+            if HAS_WINDOW:
+                seen &= column > first_position - window
+            score += tl.where(seen, 0.0, float("-inf"))[None, :]
+        elif HAS_WINDOW:
             seen = (column[None, :] <= position[:, None]) & (column[None, :] < key_end)
             seen &= column[None, :] > position[:, None] - window
             score = tl.where(seen, score, float("-inf"))

@@ -18,6 +18,7 @@ from torch import Tensor
 from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, SequenceLayout
 from lightllm.kernels.triton.attention import attention_kernel, merge_kernel
 from lightllm.kernels.triton.attention_plan import (
+    COUNT,
     ITEM_SIZE,
     MERGE_COUNT,
     MERGE_NUM_PARTS,
@@ -33,6 +34,8 @@ LARGE_ROWS = (64, 128)
 HOPPER_ROWS = 128
 HOPPER_HEADS = (64, 128)
 """Tile and head sizes of the kernel for Hopper."""
+MOST_NARROW = 2**31 - 1
+"""Elements of a cache that an int32 can count: addresses are then made in half the instructions."""
 LOG2_E = 1.4426950408889634
 MERGING_PROGRAMS = 2
 """Programs on each multiprocessor that merge parts: in most steps of most sizes they find nothing to merge."""
@@ -78,12 +81,13 @@ class Scratch:
 @dataclass(frozen=True, slots=True)
 class TileLaunch:
     """One kind of tile: its items [I, ITEM_SIZE] and merges [J, MERGE_SIZE] on the device, one int32 array `both`;
-    the most tokens of a tile."""
+    the most tokens of a tile, and of one that is merged."""
 
     both: Tensor
     num_items: int
     num_merges: int
     most_tokens: int
+    most_merged: int
     tiling: Tiling
     scratch: Scratch
 
@@ -136,8 +140,8 @@ class TritonAttention:
             scratch = self._scratch_for(int(merges[:, MERGE_NUM_PARTS].sum()), tiling)
             both = torch.from_numpy(np.concatenate([items.ravel(), merges.ravel()]))
             both = both.to(self._device, non_blocking=True)
-            most_tokens = int(merges[:, MERGE_COUNT].max(initial=1))
-            launches.append(TileLaunch(both, len(items), len(merges), most_tokens, tiling, scratch))
+            most = int(items[:, COUNT].max()), int(merges[:, MERGE_COUNT].max(initial=1))
+            launches.append(TileLaunch(both, len(items), len(merges), *most, tiling, scratch))
         return AttentionPlan(table, tuple(launches))
 
     def reserve(self, max_sequences: int, max_tokens: int) -> None:
@@ -166,7 +170,7 @@ class TritonAttention:
             begin += len(both)
             most_tokens = shape.tokens if max_tokens > max_sequences else 1
             scratch = self._scratch_for(num_items, tiling)
-            launches.append(TileLaunch(both, num_items, num_merges, most_tokens, tiling, scratch))
+            launches.append(TileLaunch(both, num_items, num_merges, most_tokens, most_tokens, tiling, scratch))
         return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, DecodeItems())
 
     def plan_into(self, buffers: PlanBuffers, layout: SequenceLayout, host: NDArray[np.int32]) -> None:
@@ -210,14 +214,14 @@ class TritonAttention:
         else:
             self._launch_portable(q, k_cache, v_cache, out, table, launch, params)
         if launch.num_merges:
-            num_units = shape.num_q_heads * launch.num_merges * launch.most_tokens
+            num_units = shape.num_q_heads * launch.num_merges * launch.most_merged
             merge_kernel[(min(num_units, MERGING_PROGRAMS * self._launcher.num_processors),)](
                 out,
                 scratch.values,
                 scratch.weights,
                 launch.merges,
                 num_units,
-                launch.most_tokens,
+                launch.most_merged,
                 KV_HEADS=shape.num_kv_heads,
                 GROUP=shape.group,
                 HEAD_DIM=shape.head_dim,
@@ -265,6 +269,8 @@ class TritonAttention:
             HAS_WINDOW=params.window is not None,
             HAS_CAP=params.soft_cap is not None,
             HAS_ALIBI=params.alibi_slopes is not None,
+            SINGLE=launch.most_tokens == 1,
+            WIDE=k_cache.shape[0] * k_cache.stride(0) > MOST_NARROW,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,

@@ -12,7 +12,7 @@ from lightllm.kernels.triton.linear_choice import tuned_table
 from lightllm.kernels.triton.linear_op import LinearPacker
 from lightllm.kernels.triton.norm import add_rms_norm, rms_norm
 from lightllm.kernels.triton.rotary import rotary_store
-from lightllm.kernels.triton.tokens import embed, place_tokens
+from lightllm.kernels.triton.tokens import embed, move, place_tokens
 
 LOWEST_CAPABILITY = (8, 0)
 LARGEST_HEAD = 256
@@ -35,7 +35,7 @@ def triton_kernels(device: Device, dtype: torch.dtype, shape: HeadShape) -> Kern
     """The kernels for one engine; `why_not` must have found nothing."""
     hash_triton_early()
     reason = f"Triton, compute capability {device.capability[0]}.{device.capability[1]}"
-    pointwise = ("rms_norm", "add_rms_norm", "rotary_store", "gated_activation", "place_tokens", "embed")
+    pointwise = ("rms_norm", "add_rms_norm", "rotary_store", "gated_activation", "place_tokens", "embed", "move")
     reasons = dict.fromkeys(pointwise, reason)
     reasons["attention"] = f"{reason}: split over keys, slots of one token"
     measured = "measured" if tuned_table(device.name) else "not measured"
@@ -48,6 +48,7 @@ def triton_kernels(device: Device, dtype: torch.dtype, shape: HeadShape) -> Kern
         rotary_store=rotary_store,
         place_tokens=place_tokens,
         embed=embed,
+        move=move,
         attention=TritonAttention(shape, device.torch_device),
         pack_linear=LinearPacker(device.torch_device, device.name),
         reasons=reasons,

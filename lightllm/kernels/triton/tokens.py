@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
-"""The first kernels of a step: note where each token's KV goes, read the token's id, and fetch its embedding.
+"""The first and last kernels of a step: fetch its inputs, note where each token's KV goes, read the token's id, fetch
+its embedding; send what the host waits for.
 
 Few bytes but for long prompts, where the embedding reads and writes H e bytes a token: bound by launch latency.
 """
@@ -15,6 +16,7 @@ from triton.language.extra import cuda as tlx
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 _BLOCK = 128
+_MOVED = 1024
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -91,3 +93,19 @@ def embed(ids: Tensor, weight: Tensor) -> Tensor:
             ids, weight, out, size, BLOCK=block, num_warps=warps, **launcher_for(ids.device).options
         )
     return out
+
+
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["source", "target"])
+def _move_kernel(source, target, count, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + index, tl.load(source + index, mask=index < count), mask=index < count)
+
+
+def move(source: Tensor, target: Tensor) -> None:
+    """As `Move`. A copy by the device's copy engines makes its neighbours wait for about 10 us on either side; a kernel
+    that reads or writes the host's memory itself does not."""
+    words = source.view(-1).view(torch.int32)
+    if len(words):
+        _move_kernel[(triton.cdiv(len(words), _MOVED),)](
+            words, target.view(-1).view(torch.int32), len(words), BLOCK=_MOVED, num_warps=4
+        )
