@@ -86,7 +86,8 @@ class DecodeOutput:
 
 @dataclass(frozen=True, slots=True)
 class ChunkOutput:
-    """Hidden states [N, H] of the wanted tokens, until the graph runs again, and their rows and positions [N]."""
+    """Hidden states [S, H], of which the first N are those of the wanted tokens, until the graph runs again, and the
+    rows and positions [N] of these."""
 
     hidden: Tensor
     places: tuple[Tensor, Tensor]
@@ -203,7 +204,12 @@ class StepGraphs:
         if bucket is None:
             return None
         rows, positions = bucket.inputs.places
-        return ChunkOutput(bucket.outputs[0][: len(wanted)], (rows[: len(wanted)], positions[: len(wanted)]))
+        return ChunkOutput(bucket.outputs[0], (rows[: len(wanted)], positions[: len(wanted)]))
+
+    def rounded(self, count: int) -> int:
+        """The size of decodes that has room for so many tokens: products of that size have been computed before, of
+        others the library may have to load its kernels first, which takes some milliseconds."""
+        return next((size.sequences for size in self._decodes if size.sequences >= count), count)
 
     def prepare_next(self) -> bool:
         """Capture one graph that is missing. Returns False when there is none, or no room for more."""

@@ -160,7 +160,7 @@ class Engine:
         hidden = self._model.forward(batch, self._pool)
         download = self._downloads.open()
         prompts = self._score_prompts(plan, hidden[len(sampled) :], scored, download)
-        chosen = self._sample(hidden[: len(sampled)], sampling, places, download) if len(sampled) else None
+        chosen = self._sample(hidden, sampling, places, download) if len(sampled) else None
         download.seal()
         return Enqueued(plan.step, sampled, download, begun, chosen, prompts)
 
@@ -225,11 +225,13 @@ class Engine:
     ) -> tuple[ForwardBatch, tuple[Tensor, Tensor]]:
         """The step's tensors, and row and position [N] of each token after which one is sampled.
 
-        The hidden states wanted are those of sampled tokens first, then those that score prompts.
+        The hidden states wanted are those of sampled tokens first, then those that score prompts, and then as many more
+        as make a size of products that was met before.
         """
         flat = FlatTokens(plan, self._rows.prompt_lens(plan.rows))
         last = last_tokens(plan)[sampled]
         wanted = np.concatenate([last, *scored.values()])
+        wanted = np.pad(wanted, (0, self._rounded(len(wanted)) - len(wanted)))
         slots = plan.slots.astype(np.int64)
         arrays = [flat.rows, flat.positions, flat.rope_lens, slots, wanted, flat.rows[last], flat.positions[last]]
         rows, positions, rope_lens, on_device, wanted_ids, *places = upload(arrays, self._device)
@@ -249,9 +251,16 @@ class Engine:
     def _sample(
         self, hidden: Tensor, sampling: SamplingBatch, places: tuple[Tensor, Tensor], download: Download
     ) -> Sampled:
-        """Choose the next tokens, leave them on the device for the next step, and send them to the host."""
-        chosen = self._sampler.sample(self._model.logits(hidden), sampling, self._rows.history, places)
+        """Choose the next tokens of the first hidden states, those at the places [N], leave them on the device for the
+        next step, and send them to the host."""
+        count = len(places[0])
+        logits = self._model.logits(hidden[: self._rounded(count)])[:count]
+        chosen = self._sampler.sample(logits, sampling, self._rows.history, places)
         return _send_sampled(chosen, download)
+
+    def _rounded(self, count: int) -> int:
+        """As `StepGraphs.rounded`; the count itself where there are no graphs."""
+        return self._graphs.rounded(count) if self._graphs is not None and count else count
 
     def _score_prompts(
         self, plan: StepPlan, hidden: Tensor, scored: dict[int, Int64], download: Download

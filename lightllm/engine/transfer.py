@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightllm.kernels.ops.contracts import Move
-from lightllm.sampling.transfer import ALIGNMENT, Transfer
+from lightllm.kernels.transfer import ALIGNMENT, Transfer
 
 Int64 = NDArray[np.int64]
 

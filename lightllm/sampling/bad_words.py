@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer, Uploaded
 from lightllm.protocol.plan import Int32, OpenedRow
 from lightllm.sampling.bans import BANNED, Ban
 from lightllm.sampling.stage import HostBatch, Int64, LogitsEdit, PerRow, flat_positions
-from lightllm.sampling.transfer import Transfer, Uploaded
 
 ANYTHING = -1
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer, Uploaded
 from lightllm.protocol.plan import OpenedRow
 from lightllm.sampling.stage import HostBatch, Int64, LogitsEdit, PerRow, flat_positions, ids_within
-from lightllm.sampling.transfer import Transfer, Uploaded
 
 BANNED = float("-inf")
 

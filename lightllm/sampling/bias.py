@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer, Uploaded
 from lightllm.protocol.plan import Float32, OpenedRow
 from lightllm.sampling.stage import HostBatch, Int64, LogitsEdit, PerRow, flat_positions, ids_within
-from lightllm.sampling.transfer import Transfer, Uploaded
 
 
 class LogitBias:

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer, Uploaded
 from lightllm.protocol.plan import Int32, OpenedRow
 from lightllm.sampling.likeliest import likeliest
 from lightllm.sampling.stage import HostBatch
-from lightllm.sampling.transfer import Transfer, Uploaded
 from lightllm.sampling.uniforms import uniforms
 from lightllm.sampling.weights import largest_threshold, rows_per_block, weigh
 

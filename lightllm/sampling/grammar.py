@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer
 from lightllm.protocol.plan import Int32
 from lightllm.sampling.bans import BANNED
 from lightllm.sampling.stage import Int64
-from lightllm.sampling.transfer import Transfer
 
 WORD_BITS = 32
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer, Uploaded
 from lightllm.protocol.plan import OpenedRow
 from lightllm.sampling.stage import HostBatch, LogitsEdit, PerRow
-from lightllm.sampling.transfer import Transfer, Uploaded
 
 
 @dataclass(frozen=True, slots=True)

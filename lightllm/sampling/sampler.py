@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer, Uploaded
 from lightllm.protocol.plan import Int32, OpenedRow
 from lightllm.sampling.bad_words import BadWords
 from lightllm.sampling.bans import AllowedTokens, MinTokens
@@ -29,7 +30,6 @@ from lightllm.sampling.grammar import TokenMasks, apply_masks
 from lightllm.sampling.logprobs import LogprobTensors, score
 from lightllm.sampling.penalties import Penalties
 from lightllm.sampling.stage import HostBatch, LogitsEdit, LogitsStage
-from lightllm.sampling.transfer import Transfer, Uploaded
 from lightllm.sampling.weights import MAX_VOCAB_SIZE
 
 __all__ = ["LogprobTensors", "Sampled", "Sampler", "SamplingBatch", "TokenMasks"]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer
 from lightllm.protocol.plan import Int32, OpenedRow
-from lightllm.sampling.transfer import Transfer
 
 Int64 = NDArray[np.int64]
 Value = TypeVar("Value")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer
 from lightllm.kernels.triton import sampling, sampling_filters, sampling_op
 from lightllm.kernels.triton.sampling_op import GreedyChooser
 from lightllm.protocol.plan import OpenedRow
@@ -16,7 +17,6 @@ from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.sampling import sampler
 from lightllm.sampling.draw import DrawParameters, DrawPlan
 from lightllm.sampling.stage import HostBatch
-from lightllm.sampling.transfer import Transfer
 from lightllm.sampling.weights import WEIGHT_BITS
 
 SIZES = [1, 97, 1024, 1025, 2049, 8193]

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightllm.kernels.transfer import Transfer
 from lightllm.protocol.plan import OpenedRow
 from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.sampling.draw import DrawParameters, kept_weights
 from lightllm.sampling.sampler import Sampled, Sampler, TokenMasks
 from lightllm.sampling.stage import HostBatch
-from lightllm.sampling.transfer import Transfer
 
 
 def opened(

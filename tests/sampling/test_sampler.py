@@ -25,7 +25,6 @@ from transformers.generation import (
 
 from lightllm.sampling.grammar import TokenMasks, mask_words
 from lightllm.sampling.sampler import LogprobTensors
-from lightllm.sampling.transfer import Transfer
 from lightllm.sampling.uniforms import uniforms
 
 from .desk import Desk
@@ -217,21 +216,6 @@ def test_the_host_never_waits_for_the_device() -> None:
     with NeverAsked():
         desk.sample(logits, masks=masks)
         desk.sampler.prompt_logprobs(logits, torch.zeros(6, dtype=torch.long), 5)
-
-
-def test_arrays_sent_in_one_buffer_arrive_as_they_were() -> None:
-    arrays = [
-        np.arange(5, dtype=np.int64),
-        np.zeros((0, 3), np.int32),
-        np.array([[1.5], [2.5], [3.5]], np.float32),
-        np.array([True, False, True]),
-        np.linspace(0, 1, 7)[:, None],
-    ]
-    transfer = Transfer(torch.device("cpu"))
-    uploads = [transfer.add(array) for array in arrays]
-    transfer.send_packed(pinned=False)
-    for upload, array in zip(uploads, arrays, strict=True):
-        assert np.array_equal(upload.tensor.numpy(), array) and upload.tensor.numpy().dtype == array.dtype
 
 
 def test_known_likeliest_tokens_serve_draws_but_not_edited_logits(monkeypatch: pytest.MonkeyPatch) -> None:

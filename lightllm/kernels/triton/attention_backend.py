@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, SequenceLayout
+from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, Int32, SequenceLayout
+from lightllm.kernels.transfer import Transfer, Uploaded
 from lightllm.kernels.triton.attention import attention_kernel, merge_kernel
 from lightllm.kernels.triton.attention_plan import (
     COUNT,
@@ -133,16 +134,18 @@ class TritonAttention:
         self._scratch: Scratch | None = None
 
     def plan(self, layout: SequenceLayout, table: Tensor) -> AttentionPlan:
-        launches = []
+        transfer, tiles = Transfer(self._device), []
         for rows, members in self._by_rows(layout):
             tiling = self._tiling(rows)
             items, merges = make_items(layout, members, self._tile_shape(tiling))
-            scratch = self._scratch_for(int(merges[:, MERGE_NUM_PARTS].sum()), tiling)
-            both = torch.from_numpy(np.concatenate([items.ravel(), merges.ravel()]))
-            both = both.to(self._device, non_blocking=True)
-            most = int(items[:, COUNT].max()), int(merges[:, MERGE_COUNT].max(initial=1))
-            launches.append(TileLaunch(both, len(items), len(merges), *most, tiling, scratch))
-        return AttentionPlan(table, tuple(launches))
+            tiles.append((tiling, items, merges, transfer.add(np.concatenate([items.ravel(), merges.ravel()]))))
+        transfer.send()
+        return AttentionPlan(table, tuple(self._tile_launch(*tile) for tile in tiles))
+
+    def _tile_launch(self, tiling: Tiling, items: Int32, merges: Int32, both: Uploaded) -> TileLaunch:
+        scratch = self._scratch_for(int(merges[:, MERGE_NUM_PARTS].sum()), tiling)
+        most = int(items[:, COUNT].max()), int(merges[:, MERGE_COUNT].max(initial=1))
+        return TileLaunch(both.tensor, len(items), len(merges), *most, tiling, scratch)
 
     def reserve(self, max_sequences: int, max_tokens: int) -> None:
         """Make the scratch that any step of at most so many sequences and tokens may need."""

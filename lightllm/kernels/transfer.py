@@ -1,0 +1,134 @@
+"""Small host arrays on their way to the device together: one buffer and one asynchronous copy per batch.
+
+    array a        array b   array c
+    |xxxxxxxx......|xxxx....|xxxxxxxxxxxx....|     each begins at a multiple of ALIGNMENT bytes
+
+The copy begins in pinned memory that is kept: taking some, or copying from memory that is not pinned, makes the host
+wait until the device has nothing to do. It knows bytes and devices, not what the arrays mean.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightllm.kernels.ops.contracts import Move
+
+ALIGNMENT = 16
+"""Kernels are compiled apart for pointers that are aligned so and for those that are not."""
+RING_BYTES = 16 << 20
+LARGEST = 2 << 20
+"""Bytes of a batch that goes through the ring; a larger one takes pinned memory of its own."""
+
+
+class Uploaded:
+    """An array that is, or soon will be, on the device: `tensor` has its shape and dtype once it was sent."""
+
+    __slots__ = ("_tensor", "array")
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self._tensor: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        assert self._tensor is not None, "read before Transfer.send"
+        return self._tensor
+
+    def arrive(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+
+class Transfer:
+    """Collects arrays, then sends them. An array belongs to the transfer from `add` on: nobody may write to it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._uploads: list[Uploaded] = []
+
+    def add(self, array: NDArray[Any]) -> Uploaded:
+        """Queue an array of any shape and of a dtype that torch has, too."""
+        upload = Uploaded(np.ascontiguousarray(array))
+        self._uploads.append(upload)
+        return upload
+
+    def send(self) -> None:
+        """Start the copy of everything added; the host does not wait. On a CPU the arrays themselves are shared."""
+        if self._device.type == "cpu":
+            for upload in self._uploads:
+                upload.arrive(torch.from_numpy(upload.array))
+        elif self._uploads:
+            self.send_through(_ring(self._device))
+        self._uploads = []
+
+    def send_through(self, ring: PinnedRing) -> None:
+        """Start the copy of everything added, packed into one."""
+        sizes = [-(-upload.array.nbytes // ALIGNMENT) * ALIGNMENT for upload in self._uploads]
+        begins = np.cumsum([0, *sizes]).tolist()
+        host = ring.claim(begins[-1])
+        bytes_ = host.numpy()
+        for upload, begin in zip(self._uploads, begins, strict=False):
+            bytes_[begin : begin + upload.array.nbytes] = upload.array.reshape(-1).view(np.uint8)
+        device = ring.send(host)
+        for upload, begin in zip(self._uploads, begins, strict=False):
+            part = device[begin : begin + upload.array.nbytes]
+            upload.arrive(part.view(_torch_dtype(upload.array)).view(upload.array.shape))
+
+
+class PinnedRing:
+    """Pinned memory that batches take in turn. What the device has not read yet is not given out again: by then the
+    ring has gone around, so that the host hardly ever waits.
+
+        |.......bbbbbbbbccccccc......|      b, c: sent, each with an event that says when it was read
+    """
+
+    def __init__(self, device: torch.device, memory: Tensor, move: Move) -> None:
+        """memory: pinned bytes, several times `LARGEST`."""
+        self._device = device
+        self._memory = memory
+        self._move = move
+        self._next = 0
+        self._sent: deque[tuple[int, int, torch.cuda.Event]] = deque()
+
+    def claim(self, size: int) -> Tensor:
+        """Pinned bytes [size] to be written and sent before the next claim."""
+        if size > LARGEST:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        begin = self._next if self._next + size <= len(self._memory) else 0
+        end = begin + size
+        while any(first < end and begin < last for first, last, _ in self._sent):
+            self._sent.popleft()[2].synchronize()
+        self._next = end
+        return self._memory[begin:end]
+
+    def send(self, host: Tensor) -> Tensor:
+        """Start the copy of what was claimed. Returns where it will be on the device."""
+        size = len(host)
+        if size > LARGEST:
+            return host.to(self._device, non_blocking=True)  # torch keeps the pinned memory until the copy is made
+        target = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self._move(host, target)
+        event = torch.cuda.Event()
+        event.record()
+        while self._sent and self._sent[0][2].query():
+            self._sent.popleft()
+        self._sent.append((self._next - size, self._next, event))
+        return target
+
+
+@cache
+def _ring(device: torch.device) -> PinnedRing:
+    # Imported here, where there is a GPU: Triton is optional.
+    from lightllm.kernels.triton.tokens import move
+
+    return PinnedRing(device, torch.empty(RING_BYTES, dtype=torch.uint8, pin_memory=True), move)
+
+
+def _torch_dtype(array: NDArray[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, array.dtype)).dtype
