@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -12,7 +11,6 @@ from lightllm.errors import ConfigError
 from lightllm.kernels.ops.contracts import HeadShape, KernelSet
 from lightllm.kernels.reference import linear, pointwise
 from lightllm.kernels.reference.attention import TorchAttention
-from lightllm.kernels.residual import PlainResidual
 
 
 def choose_kernels(device: Device, dtype: torch.dtype, shape: HeadShape) -> KernelSet:
@@ -36,12 +34,13 @@ def reference_kernels(dtype: torch.dtype) -> KernelSet:
     """The torch references, which are the CPU backend."""
     plain = linear.why_not_blocked(dtype)
     reasons = dict.fromkeys(
-        ("residual", "rotary_store", "gated_activation", "place_tokens", "embed", "move", "attention"),
+        ("rms_norm", "add_rms_norm", "rotary_store", "gated_activation", "place_tokens", "embed", "move", "attention"),
         "torch: the CPU backend",
     )
     reasons["linear"] = "oneDNN blocked weights" if plain is None else f"torch: {plain}"
     return KernelSet(
-        residual=partial(PlainResidual, rms_norm=pointwise.rms_norm, add_rms_norm=pointwise.add_rms_norm),
+        rms_norm=pointwise.rms_norm,
+        add_rms_norm=pointwise.add_rms_norm,
         rotary_store=pointwise.rotary_store,
         place_tokens=pointwise.place_tokens,
         embed=pointwise.embed,

@@ -128,17 +128,19 @@ class Decoder:
 
     def forward(self, batch: ForwardBatch, pool: KvPool) -> Tensor:
         """Compute a step: write its keys and values into the pool, return the hidden states wanted [N, H]."""
+        kernels, eps = self._kernels, self.spec.norm_eps
         cos, sin = self._angles(batch.positions, batch.rope_lens)
-        stream = self._kernels.residual(self._kernels.embed(batch.token_ids, self._embedding), self.spec.norm_eps)
+        residual = kernels.embed(batch.token_ids, self._embedding)  # [tokens, H]
+        x = kernels.rms_norm(residual, self._blocks[0].input_norm, eps)
         for layer, block in enumerate(self._blocks):
-            qkv = stream.project(block.qkv, block.input_norm)  # [tokens, (Hq + 2 Hk) D]
-            x = self._attend(qkv, cos, sin, block, batch, pool.keys[layer], pool.values[layer])
+            if layer:
+                x = kernels.add_rms_norm(x, residual, block.input_norm, eps)
+            x = self._attend(x, cos, sin, block, batch, pool.keys[layer], pool.values[layer])
             if layer == len(self._blocks) - 1 and batch.wanted is not None:
-                x = x.index_select(0, batch.wanted)
-                stream.keep(batch.wanted)
-            stream.add(block.output, x)
-            stream.add(block.down, stream.gated(block.gate_up, block.ffn_norm, self.spec.activation))
-        return stream.normed(self._norm)
+                x, residual = x.index_select(0, batch.wanted), residual.index_select(0, batch.wanted)
+            x = kernels.add_rms_norm(block.output(x), residual, block.ffn_norm, eps)
+            x = block.down(block.gate_up.gated(x, self.spec.activation))
+        return kernels.add_rms_norm(x, residual, self._norm, eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, H] -> [N, vocab]."""
@@ -146,7 +148,7 @@ class Decoder:
 
     def _attend(
         self,
-        qkv: Tensor,
+        x: Tensor,
         cos: Tensor,
         sin: Tensor,
         block: DecoderBlock,
@@ -154,7 +156,9 @@ class Decoder:
         keys: Tensor,
         values: Tensor,
     ) -> Tensor:
-        q = self._kernels.rotary_store(qkv, self._head_shape, cos, sin, block.head_norms, keys, values, batch.slots)
+        q = self._kernels.rotary_store(
+            block.qkv(x), self._head_shape, cos, sin, block.head_norms, keys, values, batch.slots
+        )
         return self._kernels.attention.run(q, keys, values, batch.attention_plan, block.attention).flatten(1)
 
 

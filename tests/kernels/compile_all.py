@@ -62,12 +62,7 @@ def products() -> None:
             linear_op.multiply_tile(zeros(32, 4096), weight, None, zeros(32, 128), choice, workspace, "silu")
         if isinstance(choice, Vector):
             linear_op.multiply_vector(zeros(1, 4096), weight, None, zeros(1, 256), choice)
-            norm = linear_op.DeferredNorm(zeros(1, 4096), linear_op.new_squares(1, CPU)[0], 1e-5)
-            addition = linear_op.Addition(zeros(1, 256), zeros(256), *linear_op.new_squares(1, CPU))
-            linear_op.multiply_vector(norm.scaled, weight, None, zeros(1, 256), choice, norm=norm)
-            linear_op.multiply_vector(zeros(1, 4096), weight, None, zeros(1, 256), choice, addition=addition)
             if choice.rows > 1:
-                linear_op.multiply_vector(norm.scaled, weight, None, zeros(1, 128), choice, "silu", norm=norm)
                 linear_op.multiply_vector(zeros(1, 4096), weight, None, zeros(1, 128), choice, "silu")
 
 

@@ -20,7 +20,6 @@ from lightllm.kernels.triton.linear_choice import (
     write_choice,
 )
 from lightllm.kernels.triton.linear_op import SplitWorkspace, TritonLinear
-from lightllm.kernels.triton.residual import TritonResidual
 
 KERNELS = [None, Vector(1, 64, 1), Vector(2, 128, 2), Tile(32, 32, 1, 2, 4), Tile(64, 32, 3, 3, 4)]
 SIZES = [(1, 64, 64), (2, 66, 129), (3, 2, 32), (17, 40, 200)]
@@ -132,78 +131,3 @@ def test_choices_survive_the_table_and_unknown_shapes_get_a_rule():
     assert isinstance(choices.at(1), Vector) and choices.at(65) is None
     assert choices_for(4096, 4096, torch.float32, "NVIDIA H200").at(1) is None
     assert table_name("NVIDIA H200") == "nvidia_h200.json"
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
-@pytest.mark.parametrize("rows", [1, 4])
-def test_additions_and_norms_within_products(rows, tokens, device, dtype):
-    """Three halves of blocks in turn, as in a step, beside the same by plain ops in float64. For 3 tokens the kernels
-    are apart; both ways give the same."""
-    hidden, inner = 29, 18
-    vector = Vector(rows, 16, 2)
-    ops = [
-        (make_op(vector, hidden, inner, True, device, dtype), make_op(vector, 2 * inner, hidden, True, device, dtype))
-        for _ in range(3)
-    ]
-    weights = [(1 + 0.1 * torch.randn(hidden, device=device)).to(dtype) for _ in range(4)]
-    states = torch.randn(tokens, hidden, device=device).to(dtype)
-    stream, expected = TritonResidual(states.clone(), 1e-5), PlainDouble(states.double(), 1e-5)
-    assert_close(stream.normed(weights[0]), expected.normed(weights[0].double()))
-    for number, ((adder, op), weight) in enumerate(zip(ops, weights, strict=False)):
-        x = torch.randn(tokens, inner, device=device).to(dtype)
-        stream.add(adder, x)
-        expected.add(expected_product(adder, x))
-        product = expected.normed(weight.double()) @ op.weight.double().t() + op.bias.double()
-        if number % 2:
-            assert_close(stream.project(op, weight), product)
-        else:
-            assert_close(stream.gated(op, weight, "silu"), reference.gated_activation(product, "silu"))
-    stream.add(ops[0][0], x)
-    expected.add(expected_product(ops[0][0], x))
-    assert_close(stream.normed(weights[3]), expected.normed(weights[3].double()))
-
-
-def test_a_stream_goes_on_with_the_tokens_wanted(device):
-    op, weight = make_op(Vector(2, 64, 2), 32, 16, False, device, torch.float32), torch.ones(32, device=device)
-    states, x = torch.randn(3, 32, device=device), torch.randn(1, 16, device=device)
-    stream = TritonResidual(states.clone(), 1e-5)
-    stream.keep(torch.tensor([2], device=device))
-    stream.add(op, x)
-    second = make_op(Vector(1, 32, 1), 8, 32, False, device, torch.float32)
-    normed = reference.rms_norm(states[2:].double() + expected_product(op, x), weight.double(), 1e-5)
-    assert_close(stream.project(second, weight), normed @ second.weight.double().t())
-
-
-@pytest.mark.parametrize("scale", [1e-4, 1e6])
-def test_sums_of_squares_hold_small_and_large_states(scale, device):
-    hidden, x, weight = 256, torch.zeros(1, 16, device=device), torch.ones(256, device=device)
-    op = make_op(Vector(4, 64, 1), hidden, 16, False, device, torch.float32)
-    second = make_op(Vector(1, 256, 1), 2, hidden, False, device, torch.float32)
-    states = torch.randn(1, hidden, device=device) * scale
-    stream = TritonResidual(states.clone(), 1e-9)
-    stream.add(op, x)
-    normed = reference.rms_norm(states.double(), weight.double(), 1e-9)
-    assert_close(stream.project(second, weight), normed @ second.weight.double().t())
-
-
-def test_a_state_without_a_number_stays_so(device):
-    op = make_op(Vector(4, 64, 1), 32, 16, False, device, torch.float32)
-    states = torch.randn(2, 32, device=device)
-    states[0, 5] = float("nan")
-    stream, weight = TritonResidual(states, 1e-5), torch.ones(32, device=device)
-    stream.add(op, torch.zeros(2, 16, device=device))
-    found = stream.project(make_op(Vector(1, 64, 1), 4, 32, False, device, torch.float32), weight)
-    assert found[0].isnan().all() and found[1].isfinite().all()
-
-
-class PlainDouble:
-    """A stream in float64 with plain operations."""
-
-    def __init__(self, states: torch.Tensor, eps: float) -> None:
-        self.states, self.eps = states, eps
-
-    def add(self, product: torch.Tensor) -> None:
-        self.states = self.states + product
-
-    def normed(self, weight: torch.Tensor) -> torch.Tensor:
-        return self.states * torch.rsqrt(self.states.pow(2).mean(-1, keepdim=True) + self.eps) * weight

@@ -96,33 +96,6 @@ class AddRmsNorm(Protocol):
         ...
 
 
-class Residual(Protocol):
-    """The residual stream [T, H] of one step: each half of a block reads it, normalised, and adds to it.
-
-    What is added may be computed as late as the next reading, which may do it together with the norm.
-    """
-
-    def normed(self, weight: Tensor) -> Tensor:
-        """The stream's RMSNorm by weight [H] -> [T, H]."""
-        ...
-
-    def project(self, op: LinearOp, weight: Tensor) -> Tensor:
-        """op(normed(weight))."""
-        ...
-
-    def gated(self, op: LinearOp, weight: Tensor, kind: Activation) -> Tensor:
-        """op.gated(normed(weight), kind)."""
-        ...
-
-    def add(self, op: LinearOp, x: Tensor) -> None:
-        """Add op(x) [T, H]. The stream is read before the next addition."""
-        ...
-
-    def keep(self, wanted: Tensor) -> None:
-        """Go on with the tokens at wanted [N] only; nothing added may be unread."""
-        ...
-
-
 class RotaryStore(Protocol):
     def __call__(
         self,
@@ -184,8 +157,8 @@ class AttentionBackend(Protocol):
 class KernelSet:
     """The implementations chosen for one engine, and why each was chosen (`reasons`: op name -> text)."""
 
-    residual: Callable[[Tensor, float], Residual]
-    """Begins a stream with states [T, H], which it owns from then on, and the epsilon of its norms."""
+    rms_norm: RmsNorm
+    add_rms_norm: AddRmsNorm
     rotary_store: RotaryStore
     place_tokens: PlaceTokens
     embed: Embed

@@ -6,9 +6,8 @@ device needs about 180 operations a byte to be bound by its matrix units). Above
 weights, above M = 128 for all.
 
 `vector_kernel` (M <= 4) multiplies on the ordinary cores: a program streams a few rows of the weight, and under
-dependent launch its first loads are under way before the kernel that makes x has finished. It can add its result to the
-residual stream and leave the next norm half done, or take x from such a norm: in a step of one token a norm by itself
-would cost as much as the 8 MB of weights that are read meanwhile.
+dependent launch its first loads are under way before the kernel that makes x has finished. It can also multiply an
+activated gate with up.
 `tile_kernel` multiplies on the matrix units: a program owns a block of rows, or of rows and K, in which
 case the last of a block's programs to finish sums the parts in a fixed order.
 Both can also multiply an activated gate with up.
@@ -21,10 +20,6 @@ import triton.language as tl
 from triton.language.extra import cuda as tlx
 
 from lightllm.kernels.triton.activation import activate
-
-SQUARE_PARTS = tl.constexpr(32)
-"""Numbers that share a sum of squares, so that the programs that add to it seldom meet. They are float64: squares of
-half precision are added exactly, so that the order in which programs come does not matter."""
 
 
 @triton.jit
@@ -51,24 +46,15 @@ def vector_kernel(
     out_stride,
     num_rows,
     size,
-    squares,
-    eps,
-    residual,
-    gain,
-    sums,
-    cleared,
     M: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
-    NORMED: tl.constexpr,
-    ADDS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     # M is a power of two and x has exactly M rows. GATED is "" or an activation: then weight is [2 num_rows, K], and
-    # a program's rows are those of gate and up by turns. NORMED: x is a `DeferredNorm`, with squares [M, SQUARE_PARTS].
-    # ADDS: the product is an `Addition` to residual [M, num_rows]; then out is the next `DeferredNorm`.
+    # a program's rows are those of gate and up by turns.
     HALVES: tl.constexpr = 1 if GATED == "" else 2
     index = tl.arange(0, ROWS)
     row = tl.minimum(tl.program_id(0) * (ROWS // HALVES) + index // HALVES, num_rows - 1)
@@ -79,21 +65,8 @@ def vector_kernel(
     if PDL:
         tlx.gdc_launch_dependents()
     w = tl.load(w_at, mask=column < size, other=0.0, cache_modifier=".cg")
-    to = tl.program_id(0) * (ROWS // HALVES) + tl.arange(0, ROWS // HALVES)[None, :]
-    inside = to < num_rows
-    if ADDS:
-        factor = tl.load(gain + to, mask=inside, other=0.0).to(tl.float32)
     if PDL:
         tlx.gdc_wait()
-    part = tl.arange(0, SQUARE_PARTS)[None, :]
-    owner = tl.arange(0, M)[:, None]
-    if NORMED:
-        square = tl.sum(tl.load(squares + owner * SQUARE_PARTS + part), 1, keep_dims=True).to(tl.float32)
-        inverse = tl.rsqrt(square / size + eps)  # [M, 1]
-    if ADDS:
-        before = tl.load(residual + owner * num_rows + to, mask=inside, other=0.0)
-        if tl.program_id(0) == 0:
-            tl.store(cleared + owner * SQUARE_PARTS + part, tl.zeros([M, SQUARE_PARTS], tl.float64))
     total = tl.zeros([M, ROWS, BLOCK_K], tl.float32)
     for start in tl.range(0, size, BLOCK_K):
         value = tl.load(x + token * x_stride + start + column, mask=start + column < size, other=0.0)
@@ -102,22 +75,14 @@ def vector_kernel(
         total += value.to(tl.float32) * w.to(tl.float32)
         w = w_next
     result = tl.sum(total, 2)  # [M, ROWS]
-    if NORMED:
-        result *= inverse
     if HAS_BIAS:
         result += tl.load(bias + row.reshape(1, ROWS)).to(tl.float32)
     if GATED != "":
         gate, up = tl.split(tl.reshape(result, [M, ROWS // 2, 2]))
         result = activate(gate.to(out.dtype.element_ty).to(tl.float32), GATED) * up
-    dtype: tl.constexpr = out.dtype.element_ty
-    if ADDS:
-        state = before + result.to(dtype)
-        tl.store(residual + owner * num_rows + to, state, mask=inside)
-        wide = state.to(tl.float32)
-        result = wide * factor
-        own = tl.sum(tl.where(inside, wide * wide, 0.0), 1, keep_dims=True).to(tl.float64)
-        tl.atomic_add(sums + owner * SQUARE_PARTS + tl.program_id(0) % SQUARE_PARTS, own, sem="relaxed")
-    tl.store(out + owner * out_stride + to, result.to(dtype), mask=inside)
+    to = tl.program_id(0) * (ROWS // HALVES) + tl.arange(0, ROWS // HALVES)[None, :]
+    token = tl.arange(0, M)[:, None]
+    tl.store(out + token * out_stride + to, result.to(out.dtype.element_ty), mask=to < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

@@ -3,8 +3,6 @@ the library that it would not have chosen."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,39 +12,10 @@ from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.ops.contracts import Activation
 from lightllm.kernels.triton.activation import gated_activation
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
-from lightllm.kernels.triton.linear import SQUARE_PARTS, tile_kernel, vector_kernel
-from lightllm.kernels.triton.linear_choice import MOST_VECTOR_TOKENS, Choices, Tile, Vector, choices_for
+from lightllm.kernels.triton.linear import tile_kernel, vector_kernel
+from lightllm.kernels.triton.linear_choice import Choices, Tile, Vector, choices_for
 
 MOST_PARTIAL_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class DeferredNorm:
-    """An RMSNorm that the product which takes it finishes: scaled * rsqrt(sum of squares / H + eps).
-
-    scaled [T, H]: the stream times the norm's weight; squares [T, SQUARE_PARTS] float64: the sums of the stream's
-    squares in parts.
-    """
-
-    scaled: Tensor
-    squares: Tensor
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class Addition:
-    """Where a product is added: residual [T, H]; gain [H], the next norm's weight; squares, zero before, of the sum;
-    `cleared`: other squares, which are zero afterwards."""
-
-    residual: Tensor
-    gain: Tensor
-    squares: Tensor
-    cleared: Tensor
-
-
-def new_squares(num_tokens: int, device: torch.device) -> Tensor:
-    """Zero squares for two deferred norms [2, T, SQUARE_PARTS]."""
-    return torch.zeros(2, num_tokens, SQUARE_PARTS.value, dtype=torch.float64, device=device)
 
 
 class SplitWorkspace:
@@ -78,12 +47,6 @@ class TritonLinear:
         self.weight, self.bias = weight, bias
         self._choices, self._workspace = choices, workspace
 
-    def vector(self, num_tokens: int) -> Vector | None:
-        """How one launch of `vector_kernel` multiplies so many tokens; None where something else is chosen."""
-        choice = self._choices.at(num_tokens)
-        whole = 0 < num_tokens <= MOST_VECTOR_TOKENS and not num_tokens & num_tokens - 1
-        return choice if whole and isinstance(choice, Vector) else None
-
     def __call__(self, x: Tensor) -> Tensor:
         choice = self._choices.at(x.shape[0])
         if choice is None or not x.shape[0]:
@@ -104,22 +67,6 @@ class TritonLinear:
         if isinstance(choice, Vector):
             return multiply_vector(x, self.weight, self.bias, out, choice, kind)
         return multiply_tile(x, self.weight, self.bias, out, choice, self._workspace, kind)
-
-    def add_to(self, addition: Addition, x: Tensor) -> Tensor:
-        """Add op(x) to the residual stream. Returns the scaled states [T, N] of the norm after it, whose squares are
-        the addition's. For as many tokens as `vector` serves."""
-        choice = self.vector(x.shape[0])
-        assert choice is not None
-        out = x.new_empty(x.shape[0], self.weight.shape[0])
-        return multiply_vector(x, self.weight, self.bias, out, choice, addition=addition)
-
-    def after(self, norm: DeferredNorm, kind: Activation | None) -> Tensor:
-        """op(the norm's result) [T, N], or the gated product [T, N/2]. For as many tokens as `vector` serves."""
-        x = norm.scaled
-        choice = self.vector(x.shape[0])
-        assert choice is not None
-        out = x.new_empty(x.shape[0], self.weight.shape[0] // (1 if kind is None else 2))
-        return multiply_vector(x, self.weight, self.bias, out, choice, kind, norm=norm)
 
 
 def multiply_by(
@@ -142,20 +89,9 @@ def multiply_vector(
     out: Tensor,
     choice: Vector,
     kind: Activation | None = None,
-    norm: DeferredNorm | None = None,
-    addition: Addition | None = None,
 ) -> Tensor:
-    """Write the product, gated if `kind` is given, into out; the tokens go in launches of 4, 2 and 1.
-
-    With `norm`, x is its scaled states; with `addition`, out becomes the scaled states of the next. Either takes as
-    many tokens as one launch has.
-    """
+    """Write the product, gated if `kind` is given, into out; the tokens go in launches of 4, 2 and 1."""
     assert x.stride(1) == 1 and out.stride(1) == 1
-    squares, eps = (x, 0.0) if norm is None else (norm.squares, norm.eps)
-    adds = (x, x, x, x)
-    if addition is not None:
-        assert kind is None and addition.residual.is_contiguous()
-        adds = (addition.residual, addition.gain, addition.squares, addition.cleared)
     launcher = launcher_for(x.device)
     num_rows = weight.shape[0] if kind is None else weight.shape[0] // 2
     halves = 1 if kind is None else 2
@@ -172,16 +108,11 @@ def multiply_vector(
             out.stride(0),
             num_rows,
             weight.shape[1],
-            squares,
-            eps,
-            *adds,
             M=count,
             ROWS=rows,
             BLOCK_K=choice.block_k,
             HAS_BIAS=bias is not None,
             GATED=kind or "",
-            NORMED=norm is not None,
-            ADDS=addition is not None,
             num_warps=choice.num_warps,
             **launcher.options,
         )
