@@ -231,8 +231,8 @@ class TritonAttention:
                 MERGE_SIZE=MERGE_SIZE,
                 BLOCK_M=tiling.rows,
                 BLOCK_D=self._block_d,
-                BLOCK_PARTS=max(8, 4096 // self._block_d),
-                num_warps=4,
+                BLOCK_PARTS=max(8, 2048 // self._block_d),
+                num_warps=2,
                 **self._launcher.options,
             )
 

@@ -19,10 +19,12 @@ from triton.language.extra import cuda as tlx
 from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
-_FEW_PROGRAMS_PER_PROCESSOR = 4
-NUM_WARPS = 4
+FEW_HEADS = 4
+"""Heads of all tokens, for each multiprocessor, up to which a program takes one: then starting is what takes time."""
+MORE_HEADS = 32
+"""Up to so many it takes 8, """
 MANY_TOKENS = 1024
-"""From here on a program takes 32 heads instead of 16."""
+"""and from so many tokens on 32, else 16."""
 
 
 @triton.jit
@@ -127,8 +129,7 @@ def rotary_store(
     assert qkv.stride(1) == 1 and cos.stride() == sin.stride() and k_cache.stride() == v_cache.stride()
     launcher = launcher_for(qkv.device)
     heads = shape.num_q_heads + 2 * shape.num_kv_heads
-    few = num_tokens * heads <= 8 * _FEW_PROGRAMS_PER_PROCESSOR * launcher.num_processors
-    block_heads = 2 if few else 16 if num_tokens < MANY_TOKENS else 32
+    block_heads = _block_heads(num_tokens, num_tokens * heads / launcher.num_processors)
     _rotary_store_kernel[(num_tokens, triton.cdiv(heads, block_heads))](
         qkv,
         cos,
@@ -152,7 +153,16 @@ def rotary_store(
         BLOCK_HEADS=block_heads,
         BLOCK_HALF=max(1, next_power_of_2(shape.rotary_dim // 2)),
         BLOCK_REST=max(1, next_power_of_2(shape.head_dim - shape.rotary_dim)),
-        num_warps=1 if few else NUM_WARPS,
+        num_warps=1 if block_heads == 1 else 4,
         **launcher.options,
     )
     return out
+
+
+def _block_heads(num_tokens: int, heads_per_processor: float) -> int:
+    """Heads of a program."""
+    if num_tokens >= MANY_TOKENS:
+        return 32
+    if heads_per_processor > MORE_HEADS:
+        return 16
+    return 8 if heads_per_processor > FEW_HEADS else 1
