@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lightllm.bench.bounds import Machine, ModelWork
 from lightllm.bench.pipeline import Run, Step, TokenPipeline
+from lightllm.bench.power import PowerMeter, PowerUse, metered
 from lightllm.bench.summary import Summary
 from lightllm.bench.tables import count, percent, seconds
 from lightllm.bench.workloads import TokenRequest, WorkloadShape, make_requests, total_tokens
 
-COLUMNS = ("workload", "tok/s", "bound", "share", "TTFT p50", "decode step p50", "MBU", "MFU", "seconds")
+COLUMNS = ("workload", "tok/s", "bound", "share", "TTFT p50", "decode step p50", "MBU", "MFU", "power", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class OfflineResult:
     bound_tokens_per_second: the same tokens over the time that the steps' bytes and operations need at least
     mbu: bytes that decode steps must read over their time and the measured bandwidth
     mfu: operations of all steps over wall-clock time and the measured peak
+    power: what the device drew, where that can be read
     """
 
     workload: str
@@ -37,6 +39,7 @@ class OfflineResult:
     decode_step_seconds: Summary
     mbu: float
     mfu: float
+    power: PowerUse | None = None
 
     @property
     def share_of_bound(self) -> float:
@@ -53,6 +56,7 @@ class OfflineResult:
             seconds(self.decode_step_seconds.p50) if self.decode_step_seconds.count else "-",
             percent(self.mbu) if self.decode_step_seconds.count else "-",
             percent(self.mfu),
+            "-" if self.power is None else str(self.power),
             f"{self.seconds:.2f}",
         ]
 
@@ -61,12 +65,18 @@ class OfflineResult:
 
 
 def run_workload(
-    pipeline: TokenPipeline, shape: WorkloadShape, model: ModelWork, machine: Machine, seed: int = 0
+    pipeline: TokenPipeline,
+    shape: WorkloadShape,
+    model: ModelWork,
+    machine: Machine,
+    seed: int = 0,
+    meter: PowerMeter | None = None,
 ) -> tuple[OfflineResult, list[Step]]:
     """Run a workload once and measure it. Returns the figures and the steps behind them."""
     requests = make_requests(shape, pipeline.facts["vocab_size"], seed)
-    run = pipeline.run(requests)
-    return measure(shape, requests, run, model, machine), run.steps
+    with metered(meter) as power:
+        run = pipeline.run(requests)
+    return replace(measure(shape, requests, run, model, machine), power=power.use), run.steps
 
 
 def warm_up(pipeline: TokenPipeline, shape: WorkloadShape) -> None:

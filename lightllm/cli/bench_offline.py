@@ -97,6 +97,7 @@ class _Session:
         import torch
 
         from lightllm.bench.bounds import ModelWork
+        from lightllm.bench.power import find_power_meter
         from lightllm.bench.probe import measure_machine
         from lightllm.device.device import find_device
         from lightllm.models.config_reader import ConfigReader
@@ -109,6 +110,7 @@ class _Session:
         self._work = ModelWork.of(spec, dtype)
         self._device, _ = find_device(flags.engine.device)
         self._machine: Machine = measure_machine(self._device, dtype)
+        self._meter = find_power_meter(self._device)
         self._results: list[OfflineResult] = []
         self._steps: list[Step] = []
 
@@ -118,7 +120,7 @@ class _Session:
         warm_up(self._pipeline, shape)
         runs = []
         for seed in range(self._flags.repeats):
-            result, steps = run_workload(self._pipeline, shape, self._work, self._machine, seed)
+            result, steps = run_workload(self._pipeline, shape, self._work, self._machine, seed, self._meter)
             runs.append(result)
             self._steps += steps
         self._results.append(min(runs, key=lambda result: result.seconds))

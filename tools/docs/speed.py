@@ -114,15 +114,30 @@ def _gpu_section() -> str:
                 f"{result['share_of_bound']:.0%}",
                 f"{result['ttft']['p50'] * 1e3:.1f}",
                 f"{result['decode_step_seconds']['p50'] * 1e3:.2f}" if result["decode_step_seconds"]["count"] else "",
+                *_power(result.get("power")),
             ]
             for result in report["results"]
         ]
-        head = ("workload", "tokens/s", "bound", "share", "TTFT p50, ms", "decode step p50, ms")
+        head = (
+            "workload",
+            "tokens/s",
+            "bound",
+            "share",
+            "TTFT p50, ms",
+            "decode step p50, ms",
+            "power, W",
+            "clock, MHz",
+        )
         made = f"{machine['device']} ({limits} measured in the run), {report['engine']['dtype'][0]}"
         made += f", revision {report.get('revision', 'unknown')}."
         parts += [f"### {report['model']}\n", table(head, rows), f"{made} Made by {code(report['command'])}.\n"]
     parts += _starts() + _idle() + _errors()
     return "\n".join(parts)
+
+
+def _power(power: dict[str, float] | None) -> tuple[str, str]:
+    """What a run drew, and its clock."""
+    return ("", "") if power is None else (f"{power['watts']:.0f}", f"{power['clock']:,.0f}")
 
 
 def _starts() -> list[str]:
