@@ -18,6 +18,8 @@ import torch
 from lightllm.device.device import Device
 
 SAMPLE_SECONDS = 0.02
+SHORTEST_SECONDS = 1.0
+"""The energy counter moves some ten times a second, so of shorter runs nothing is told."""
 _SM_CLOCK = 1
 
 
@@ -77,7 +79,7 @@ def find_power_meter(device: Device) -> PowerMeter | None:
 
 
 class Metering:
-    """What was drawn while `metered` ran: `use` once it ended; None without a meter."""
+    """What was drawn while `metered` ran: `use` once it ended; None without a meter or after a short run."""
 
     def __init__(self) -> None:
         self.use: PowerUse | None = None
@@ -105,4 +107,6 @@ def metered(meter: PowerMeter | None) -> Iterator[Metering]:
         seconds, joules = time.perf_counter() - begun, meter.joules() - joules
         done.set()
         thread.join()
-    found.use = PowerUse(joules / seconds, meter.limit_watts(), sum(clocks) / len(clocks), meter.highest_clock())
+    if seconds >= SHORTEST_SECONDS:
+        clock = sum(clocks) / len(clocks)
+        found.use = PowerUse(joules / seconds, meter.limit_watts(), clock, meter.highest_clock())

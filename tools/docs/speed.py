@@ -48,6 +48,8 @@ ignored and nothing is turned into text. `--requests`, `--input-len` and `--outp
   the KV of every running token; operations are the matrix products and attention.
 * **MBU**: bytes that decode steps must read / their time / measured bandwidth. **MFU**: operations / time / measured
   rate. Both limits are measured in the same run.
+* **Power**, **clock**: means over a run of at least a second, by the driver's energy counter. At its power limit a GPU
+  lowers its clock, and then what counts is the energy that the work needs, which differs from card to card.
 """
 
 CPU = """
@@ -118,16 +120,8 @@ def _gpu_section() -> str:
             ]
             for result in report["results"]
         ]
-        head = (
-            "workload",
-            "tokens/s",
-            "bound",
-            "share",
-            "TTFT p50, ms",
-            "decode step p50, ms",
-            "power, W",
-            "clock, MHz",
-        )
+        times, power = ("TTFT p50, ms", "decode step p50, ms"), ("power, W", "clock, MHz")
+        head = ("workload", "tokens/s", "bound", "share", *times, *power)
         made = f"{machine['device']} ({limits} measured in the run), {report['engine']['dtype'][0]}"
         made += f", revision {report.get('revision', 'unknown')}."
         parts += [f"### {report['model']}\n", table(head, rows), f"{made} Made by {code(report['command'])}.\n"]
