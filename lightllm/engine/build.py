@@ -15,7 +15,7 @@ from lightllm.device.device import Device, find_device, free_memory, usable_core
 from lightllm.engine.budget import plan_pool, room_for
 from lightllm.engine.frame import Frame, measure_working_memory
 from lightllm.engine.runner import Engine
-from lightllm.errors import ConfigError
+from lightllm.errors import ConfigError, OutOfMemory
 from lightllm.kernels.ops.contracts import KernelSet
 from lightllm.kernels.registry import choose_kernels
 from lightllm.models.checkpoint import DummySource, SafetensorsSource
@@ -128,7 +128,11 @@ def _load(
     if dtype == torch.float32:
         advice = f"try --dtype bfloat16, {advice}"
     begun = time.perf_counter()
-    with room_for(f"the weights in {_name(dtype)} ({_gib(free_memory(device))} are free)", advice):
+    free, needed = free_memory(device), spec.product_params * dtype.itemsize
+    what = f"the weights in {_name(dtype)} ({_gib(free)} are free)"
+    if needed > free:  # a host would give the memory, and end the process once it is written to
+        raise OutOfMemory(f"no room for {what}, which take at least {_gib(needed)}; {advice}")
+    with room_for(what, advice):
         if settings.dummy:
             source = DummySource(dtype, device.torch_device, settings.dummy_seed)
         else:

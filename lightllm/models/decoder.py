@@ -56,6 +56,11 @@ class DecoderSpec:
         return attention + 3 * self.hidden_size * self.ffn_size
 
     @property
+    def product_params(self) -> int:
+        """Weights of all matrix products; a head that is the embedding counts, too."""
+        return self.num_layers * self.layer_params + self.vocab_size * self.hidden_size
+
+    @property
     def longest_context(self) -> int:
         """Positions the model is made for, stretched by its rope scaling."""
         return max(self.max_position, self.rope.stretched_positions)

@@ -123,6 +123,15 @@ def test_memory_is_printed_with_reasons(tiny_llama: Path) -> None:
     assert "--max-running requests of --max-model-len" in resolved["kv pool"][1]
 
 
+def test_weights_beyond_the_free_memory_are_not_begun(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host hands out more memory than it has and kills who uses it."""
+    monkeypatch.setattr(building, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(building, "Decoder", failing(AssertionError("was begun")))
+    settings = Settings(model=ModelSettings(model=str(tiny_llama)), engine=EngineSettings(device="cpu"))
+    with pytest.raises(OutOfMemory, match=r"weights in float32 \(0.00 GiB are free\), which take at least .* --dtype"):
+        building.build(settings, tiny_llama)
+
+
 def test_no_room_for_a_pool_names_the_flags() -> None:
     layout = KvLayout(1, 1, 8, torch.float32)
     device, _ = building.find_device("cpu")
