@@ -2,10 +2,10 @@
 
     python benchmarks/startup.py benchmarks/models/llama3-8b [--device cpu] [--json FILE]
 
-Dummy weights of the model's shape, made on the device. First the engine alone, whose process prints the time after
-each phase; then, with a filled cache, `lightllm serve` twice, from its start until the first token of a streamed
-completion arrives over HTTP: the first time Python compiles the modules that only a server imports. A bare config has no tokenizer, so the prompt is token ids and the tokenizer that of the bundled
-demo model.
+Dummy weights of the model's shape, made on the device. First the engine alone, whose process prints the time after each
+phase; then, with a filled cache, `lightllm serve` twice, from its start until the first token of a streamed completion
+arrives over HTTP: the first time Python compiles the modules that only a server imports. A bare config has no
+tokenizer, so the prompt is token ids and the tokenizer that of the bundled demo model.
 """
 
 from __future__ import annotations
