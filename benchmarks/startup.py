@@ -1,4 +1,5 @@
-"""From starting a process to the first token, with an empty kernel cache and with a filled one.
+"""From starting a process to the first token, with empty caches and with filled ones: of compiled kernels, and of the
+bytecode that Python keeps of modules, which here is kept even where the environment forbids it.
 
     python benchmarks/startup.py benchmarks/models/llama3-8b [--device cpu] [--json FILE]
 
@@ -115,7 +116,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as cache:
         for name, start in runs.items():
-            environment = {**os.environ, "TRITON_CACHE_DIR": cache}
+            caches = {"TRITON_CACHE_DIR": f"{cache}/kernels", "PYTHONPYCACHEPREFIX": f"{cache}/bytecode"}
+            environment = {**os.environ, **caches, "PYTHONDONTWRITEBYTECODE": ""}
             result = results[name] = start(arguments.model, arguments.device, environment)
             print(f"{name:22}", "  ".join(f"{k} {v:.2f} s" for k, v in result.items()), flush=True)
     if arguments.json:

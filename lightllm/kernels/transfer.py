@@ -18,8 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightllm.kernels.ops.contracts import Move
-
 ALIGNMENT = 16
 """Kernels are compiled apart for pointers that are aligned so and for those that are not."""
 RING_BYTES = 16 << 20
@@ -88,11 +86,10 @@ class PinnedRing:
         |.......bbbbbbbbccccccc......|      b, c: sent, each with an event that says when it was read
     """
 
-    def __init__(self, device: torch.device, memory: Tensor, move: Move) -> None:
+    def __init__(self, device: torch.device, memory: Tensor) -> None:
         """memory: pinned bytes, several times `LARGEST`."""
         self._device = device
         self._memory = memory
-        self._move = move
         self._next = 0
         self._sent: deque[tuple[int, int, torch.cuda.Event]] = deque()
 
@@ -108,12 +105,15 @@ class PinnedRing:
         return self._memory[begin:end]
 
     def send(self, host: Tensor) -> Tensor:
-        """Start the copy of what was claimed. Returns where it will be on the device."""
+        """Start the copy of what was claimed. Returns where it will be on the device.
+
+        The copy is torch's and no kernel of ours: it is made while kernels are compiled and not run, too.
+        """
         size = len(host)
         if size > LARGEST:
             return host.to(self._device, non_blocking=True)  # torch keeps the pinned memory until the copy is made
         target = torch.empty(size, dtype=torch.uint8, device=self._device)
-        self._move(host, target)
+        target.copy_(host, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         while self._sent and self._sent[0][2].query():
@@ -124,10 +124,7 @@ class PinnedRing:
 
 @cache
 def _ring(device: torch.device) -> PinnedRing:
-    # Imported here, where there is a GPU: Triton is optional.
-    from lightllm.kernels.triton.tokens import move
-
-    return PinnedRing(device, torch.empty(RING_BYTES, dtype=torch.uint8, pin_memory=True), move)
+    return PinnedRing(device, torch.empty(RING_BYTES, dtype=torch.uint8, pin_memory=True))
 
 
 def _torch_dtype(array: NDArray[Any]) -> torch.dtype:

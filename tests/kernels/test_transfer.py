@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from lightllm.kernels.reference.pointwise import move
 from lightllm.kernels.transfer import LARGEST, PinnedRing, Transfer
 
 ARRAYS = [
@@ -43,7 +42,7 @@ class FakeEvent:
 def ring(monkeypatch: pytest.MonkeyPatch) -> PinnedRing:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     FakeEvent.waited = []
-    return PinnedRing(torch.device("cpu"), torch.zeros(256, dtype=torch.uint8), move)
+    return PinnedRing(torch.device("cpu"), torch.zeros(256, dtype=torch.uint8))
 
 
 def test_arrays_sent_in_one_buffer_arrive_as_they_were(ring: PinnedRing) -> None:
@@ -74,6 +73,22 @@ def test_a_claim_waits_for_nothing_when_the_device_keeps_up(ring: PinnedRing) ->
         ring.send(ring.claim(80))
         ring._sent[-1][2].done = True  # type: ignore[attr-defined]
     assert not FakeEvent.waited and len(ring._sent) <= 2
+
+
+def test_arrays_arrive_while_kernels_are_compiled_and_not_run(
+    ring: PinnedRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are indices of torch's own operations, which do run then."""
+    from triton.runtime.jit import KernelInterface
+
+    def launch(*_: object, **__: object) -> None:
+        raise AssertionError("a kernel was launched")
+
+    monkeypatch.setattr(KernelInterface, "__getitem__", launch)
+    transfer = Transfer(torch.device("cpu"))
+    upload = transfer.add(ARRAYS[0])
+    transfer.send_through(ring)
+    assert torch.ones(9).index_select(0, upload.tensor).sum() == 5 and upload.tensor.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.gpu

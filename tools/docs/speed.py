@@ -64,17 +64,24 @@ GPU = """
 ## On a GPU
 
 Random weights of the real shapes, graphs captured before the clock starts (a server does that while it is idle), at the
-revision named. Machines of the same kind differ by one to three per cent: `benchmarks/results/gpu/runs/` holds the same
-workloads on another.
+revision named.
+"""
+
+OTHERS = """
+### Other cards, and before
+
+Tokens per second of the same workloads on other cards of the kind, at earlier revisions, oldest first. Where the power
+limit rules, as it does for prompts and large batches of 8B, cards differ by up to seven per cent. The files are in
+`benchmarks/results/gpu/runs/`.
 """
 
 STARTS = """
 ### Start
 
 From starting a process to its first token, random weights made on the device: the engine by itself, and `lightllm
-serve` until the first token of a streamed completion arrives over HTTP. The machine keeps no compiled Python bytecode,
-so that importing torch takes three to four seconds of it. Made by `python benchmarks/startup.py
-benchmarks/models/MODEL` at revision {revision}.
+serve` until the first token of a streamed completion arrives over HTTP. Kernels were cached and Python's bytecode was
+not (the script keeps it, too, since then), so that importing torch takes three to five seconds of it. Made by
+`python benchmarks/startup.py benchmarks/models/MODEL` at revision {revision}.
 """
 
 IDLE = """
@@ -91,6 +98,7 @@ engine's float32, beside Transformers' own bfloat16 on the same GPU. Random prom
 so that many tokens are nearly tied. Made by `python benchmarks/gpu_correctness.py`.
 """
 
+WORKLOADS = ("single", "batch32", "prefill", "ragged", "throughput")
 PHASES = ("imports", "engine", "first token", "total")
 
 
@@ -125,13 +133,26 @@ def _gpu_section() -> str:
         made = f"{machine['device']} ({limits} measured in the run), {report['engine']['dtype'][0]}"
         made += f", revision {report.get('revision', 'unknown')}."
         parts += [f"### {report['model']}\n", table(head, rows), f"{made} Made by {code(report['command'])}.\n"]
-    parts += _starts() + _idle() + _errors()
+    parts += _others() + _starts() + _idle() + _errors()
     return "\n".join(parts)
 
 
 def _power(power: dict[str, float] | None) -> tuple[str, str]:
     """What a run drew, and its clock."""
     return ("", "") if power is None else (f"{power['watts']:.0f}", f"{power['clock']:,.0f}")
+
+
+def _others() -> list[str]:
+    """Runs that came before the last."""
+    reports = [_read(path) for path in RESULTS.glob("gpu/runs/offline-*.json")]
+    reports.sort(key=lambda report: (report["model"], report.get("date", "")))
+    rows = []
+    for report in reports:
+        speeds = {result["workload"]: f"{result['tokens_per_second']:,.0f}" for result in report["results"]}
+        read = f"{report['machine']['bandwidth'] / 1e12:.2f}"
+        rows.append([report["model"], report["revision"], *(speeds.get(name, "") for name in WORKLOADS), read])
+    head = ("model", "revision", *WORKLOADS, "read, TB/s")
+    return [OTHERS, table(head, rows)] if rows else []
 
 
 def _starts() -> list[str]:
