@@ -37,7 +37,7 @@ class PowerUse:
 
 
 class PowerMeter:
-    """Reads one GPU's energy counter and clocks. Raises OSError where that cannot be done."""
+    """Reads one GPU's energy counter and clocks. Raises OSError where one of them cannot be read."""
 
     def __init__(self, device: torch.device) -> None:
         self._lib = ctypes.CDLL("libnvidia-ml.so.1")
@@ -45,7 +45,10 @@ class PowerMeter:
         self._call("nvmlInit_v2")
         name = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
         self._call("nvmlDeviceGetHandleByUUID", name, ctypes.byref(self._handle))
+        self.limit_watts = self._read("nvmlDeviceGetEnforcedPowerLimit", ctypes.c_uint()) / 1e3
+        self.highest_clock = self._read("nvmlDeviceGetMaxClockInfo", ctypes.c_uint(), _SM_CLOCK)
         self.joules()
+        self.clock()
 
     def joules(self) -> float:
         """What the GPU has drawn since the driver was loaded."""
@@ -53,12 +56,6 @@ class PowerMeter:
 
     def clock(self) -> float:
         return self._read("nvmlDeviceGetClockInfo", ctypes.c_uint(), _SM_CLOCK)
-
-    def highest_clock(self) -> float:
-        return self._read("nvmlDeviceGetMaxClockInfo", ctypes.c_uint(), _SM_CLOCK)
-
-    def limit_watts(self) -> float:
-        return self._read("nvmlDeviceGetEnforcedPowerLimit", ctypes.c_uint()) / 1e3
 
     def _read(self, function: str, value: Any, *arguments: int) -> float:
         self._call(function, self._handle, *arguments, ctypes.byref(value))
@@ -104,9 +101,9 @@ def metered(meter: PowerMeter | None) -> Iterator[Metering]:
     try:
         yield found
     finally:
-        seconds, joules = time.perf_counter() - begun, meter.joules() - joules
         done.set()
         thread.join()
+    seconds, joules = time.perf_counter() - begun, meter.joules() - joules
     if seconds >= SHORTEST_SECONDS:
         clock = sum(clocks) / len(clocks)
-        found.use = PowerUse(joules / seconds, meter.limit_watts(), clock, meter.highest_clock())
+        found.use = PowerUse(joules / seconds, meter.limit_watts, clock, meter.highest_clock)

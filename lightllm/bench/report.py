@@ -37,7 +37,7 @@ def software() -> dict[str, str]:
     return {
         "lightllm": lightllm.__version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cores": str(cores),
     }
 

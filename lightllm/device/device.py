@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -99,13 +100,14 @@ def _available_host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _cgroup_room() -> int:
-    """Bytes left under this control group's memory limit (containers); unlimited when there is none."""
+def _cgroup_room(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes left under this control group's memory limit (containers), counting what is kept of files as free, as the
+    kernel does when it is needed; unlimited when there is none."""
     try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            limit = file.read().strip()
-        with open("/sys/fs/cgroup/memory.current") as file:
-            used = int(file.read())
-    except (OSError, ValueError):
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        kept = int(parts["inactive_file"]) + int(parts["active_file"])
+    except (OSError, ValueError, KeyError):
         return 1 << 62
-    return 1 << 62 if limit == "max" else max(0, int(limit) - used)
+    return 1 << 62 if limit == "max" else max(0, int(limit) - used + kept)

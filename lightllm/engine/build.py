@@ -17,6 +17,7 @@ from lightllm.engine.frame import Frame, measure_working_memory
 from lightllm.engine.runner import Engine
 from lightllm.errors import ConfigError, OutOfMemory
 from lightllm.kernels.ops.contracts import KernelSet
+from lightllm.kernels.reference.linear import why_not_blocked
 from lightllm.kernels.registry import choose_kernels
 from lightllm.models.checkpoint import DummySource, SafetensorsSource
 from lightllm.models.config_reader import ConfigReader
@@ -128,10 +129,13 @@ def _load(
     if dtype == torch.float32:
         advice = f"try --dtype bfloat16, {advice}"
     begun = time.perf_counter()
-    free, needed = free_memory(device), spec.product_params * dtype.itemsize
+    free = free_memory(device)
     what = f"the weights in {_name(dtype)} ({_gib(free)} are free)"
-    if needed > free:  # a host would give the memory, and end the process once it is written to
-        raise OutOfMemory(f"no room for {what}, which take at least {_gib(needed)}; {advice}")
+    if not device.is_cuda and (settings.dummy or why_not_blocked(dtype) is None):
+        # A host gives memory that it has not, and ends the process when it is written to. Mapped weights take none.
+        needed = spec.product_params * dtype.itemsize
+        if needed > free:
+            raise OutOfMemory(f"no room for {what}, which take at least {_gib(needed)}; {advice}")
     with room_for(what, advice):
         if settings.dummy:
             source = DummySource(dtype, device.torch_device, settings.dummy_seed)

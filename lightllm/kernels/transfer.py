@@ -9,7 +9,9 @@ wait until the device has nothing to do. It knows bytes and devices, not what th
 
 from __future__ import annotations
 
+import threading
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -69,11 +71,12 @@ class Transfer:
         """Start the copy of everything added, packed into one."""
         sizes = [-(-upload.array.nbytes // ALIGNMENT) * ALIGNMENT for upload in self._uploads]
         begins = np.cumsum([0, *sizes]).tolist()
-        host = ring.claim(begins[-1])
-        bytes_ = host.numpy()
-        for upload, begin in zip(self._uploads, begins, strict=False):
-            bytes_[begin : begin + upload.array.nbytes] = upload.array.reshape(-1).view(np.uint8)
-        device = ring.send(host)
+
+        def fill(host: NDArray[np.uint8]) -> None:
+            for upload, begin in zip(self._uploads, begins, strict=False):
+                host[begin : begin + upload.array.nbytes] = upload.array.reshape(-1).view(np.uint8)
+
+        device = ring.send(begins[-1], fill)
         for upload, begin in zip(self._uploads, begins, strict=False):
             part = device[begin : begin + upload.array.nbytes]
             upload.arrive(part.view(_torch_dtype(upload.array)).view(upload.array.shape))
@@ -92,34 +95,37 @@ class PinnedRing:
         self._memory = memory
         self._next = 0
         self._sent: deque[tuple[int, int, torch.cuda.Event]] = deque()
+        self._lock = threading.Lock()
 
-    def claim(self, size: int) -> Tensor:
-        """Pinned bytes [size] to be written and sent before the next claim."""
-        if size > LARGEST:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        begin = self._next if self._next + size <= len(self._memory) else 0
-        end = begin + size
-        while any(first < end and begin < last for first, last, _ in self._sent):
-            self._sent.popleft()[2].synchronize()
-        self._next = end
-        return self._memory[begin:end]
-
-    def send(self, host: Tensor) -> Tensor:
-        """Start the copy of what was claimed. Returns where it will be on the device.
+    def send(self, size: int, fill: Callable[[NDArray[np.uint8]], None]) -> Tensor:
+        """Let `fill` write so many bytes, and start their copy. Returns where they will be on the device.
 
         The copy is torch's and no kernel of ours: it is made while kernels are compiled and not run, too.
         """
-        size = len(host)
         if size > LARGEST:
-            return host.to(self._device, non_blocking=True)  # torch keeps the pinned memory until the copy is made
-        target = torch.empty(size, dtype=torch.uint8, device=self._device)
-        target.copy_(host, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
+            own = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            fill(own.numpy())
+            return own.to(self._device, non_blocking=True)  # torch keeps the pinned memory until the copy is made
+        with self._lock:  # engines of one process share the ring
+            begin = self._claim(size)
+            host = self._memory[begin : begin + size]
+            fill(host.numpy())
+            target = torch.empty(size, dtype=torch.uint8, device=self._device)
+            target.copy_(host, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._sent.append((begin, begin + size, event))
+        return target
+
+    def _claim(self, size: int) -> int:
+        """Where the next `size` bytes begin, the device having read what was there."""
+        begin = self._next if self._next + size <= len(self._memory) else 0
+        end = self._next = begin + size
         while self._sent and self._sent[0][2].query():
             self._sent.popleft()
-        self._sent.append((self._next - size, self._next, event))
-        return target
+        while any(first < end and begin < last for first, last, _ in self._sent):
+            self._sent.popleft()[2].synchronize()
+        return begin
 
 
 @cache

@@ -61,6 +61,46 @@ def test_a_burst_of_equal_prompts_computes_the_prompt_once(llm: LLM) -> None:
     assert counters.hit_tokens >= 5 * 59 - 5
 
 
+class NoGraphs:
+    """Graphs of which none fits: what is sampled is rounded to multiples of eight, as to their sizes on a GPU."""
+
+    num_captures = 0
+
+    def __init__(self) -> None:
+        self.rounded_counts: set[int] = set()
+
+    def rounded(self, count: int) -> int:
+        self.rounded_counts.add(count)
+        return -(-count // 8) * 8
+
+    def decode(self, *_: object) -> None:
+        return None
+
+    chunks = decode
+
+
+def test_rounded_numbers_of_sampled_tokens_change_nothing(llm: LLM) -> None:
+    """Rows that are computed besides are dropped again, whether tokens are drawn, scored, or prompts are."""
+    prompts = [ids(n, n) for n in (1, 3, 9, 31, 40, 64)]
+    params = [
+        SamplingParams(temperature=0, max_tokens=5, ignore_eos=True),
+        SamplingParams(max_tokens=0, prompt_logprobs=2, temperature=0),
+        SAMPLED,
+        SamplingParams(temperature=0, max_tokens=3, logprobs=2, prompt_logprobs=1, ignore_eos=True),
+        SamplingParams(temperature=1.0, seed=3, max_tokens=4, logprobs=0, ignore_eos=True),
+        SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0),
+    ]
+    expected = llm.generate(prompts, params, progress=False)
+    llm._parts.engine._graphs = graphs = NoGraphs()  # type: ignore[assignment]
+    llm._parts.scheduler.memory.forget()
+    found = llm.generate(prompts, params, progress=False)
+    assert any(count % 8 for count in graphs.rounded_counts) and 0 not in graphs.rounded_counts
+    for mine, plain in zip(found, expected, strict=True):
+        assert [o.token_ids for o in mine.outputs] == [o.token_ids for o in plain.outputs]
+        assert [o.logprobs for o in mine.outputs] == [o.logprobs for o in plain.outputs]
+        assert mine.prompt_logprobs == plain.prompt_logprobs
+
+
 def test_scoring_a_prompt_without_generating(llm: LLM) -> None:
     params = SamplingParams(max_tokens=0, prompt_logprobs=2, temperature=0)
     (output,) = llm.generate([ids(40)], params, progress=False)

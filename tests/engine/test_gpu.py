@@ -254,7 +254,7 @@ def test_weights_take_no_more_than_themselves(make_checkpoint: Callable[..., Che
     assert peak - taken < 8 * (4 << 20) + (2 << 20)
 
 
-def test_arrays_cross_in_one_copy_each_way() -> None:
+def test_arrays_cross_both_ways() -> None:
     device = torch.device("cuda")
     arrays = [np.arange(5), np.arange(0), np.arange(100, 103)]
     tensors = upload(arrays, device)

@@ -76,6 +76,12 @@ def test_attention_gives_what_the_reference_gives(step, kind, device, dtype):
     assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
 
 
+def test_an_int32_addresses_as_many_elements_as_it_counts():
+    most = 2**31 // 1024
+    assert not attention_backend.is_wide(torch.empty(most - 1, 8, 128, device="meta"))
+    assert attention_backend.is_wide(torch.empty(most, 8, 128, device="meta"))
+
+
 def test_pools_beyond_an_int32_are_addressed_wide(monkeypatch, device):
     """As for a cache of more than 2 ** 31 elements, which is too large for a test."""
     monkeypatch.setattr(attention_backend, "MOST_NARROW", 0)

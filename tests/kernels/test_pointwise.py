@@ -128,6 +128,9 @@ def test_moves_copy_bytes(size, dtype, device):
         tokens.move(target, back)
         if device.type == "cuda":
             torch.cuda.synchronize()
+        expected = torch.zeros_like(source)
+        reference.move(host, expected)
+        torch.testing.assert_close(target, expected, rtol=0, atol=0)
         torch.testing.assert_close(target, source, rtol=0, atol=0)
         torch.testing.assert_close(back.cpu(), source.cpu(), rtol=0, atol=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -54,25 +55,43 @@ def test_arrays_sent_in_one_buffer_arrive_as_they_were(ring: PinnedRing) -> None
             assert np.array_equal(upload.tensor.numpy(), array) and upload.tensor.numpy().dtype == array.dtype
 
 
+def nothing(_: object) -> None:
+    """Writes no bytes."""
+
+
 def test_what_the_device_has_not_read_is_not_overwritten(ring: PinnedRing) -> None:
     for size in (96, 96):
-        ring.send(ring.claim(size))
+        ring.send(size, nothing)
     assert not FakeEvent.waited
-    ring.send(ring.claim(64))  # fills the end
+    ring.send(64, nothing)  # fills the end
     assert not FakeEvent.waited
-    ring.send(ring.claim(112))  # begins anew, over the first and a part of the second
+    ring.send(112, nothing)  # begins anew, over the first and a part of the second
     assert len(FakeEvent.waited) == 2
-    ring.send(ring.claim(16))  # still within the second, which is free by now
+    ring.send(16, nothing)  # still within the second, which is free by now
     assert len(FakeEvent.waited) == 2
-    ring.send(ring.claim(128))  # goes over the third's end, and waits for whatever was sent before it
+    ring.send(128, nothing)  # goes over the third's end, and waits for whatever was sent before it
     assert len(FakeEvent.waited) >= 3
 
 
-def test_a_claim_waits_for_nothing_when_the_device_keeps_up(ring: PinnedRing) -> None:
+def test_nobody_waits_when_the_device_keeps_up(ring: PinnedRing) -> None:
     for _ in range(20):
-        ring.send(ring.claim(80))
+        ring.send(80, nothing)
         ring._sent[-1][2].done = True  # type: ignore[attr-defined]
     assert not FakeEvent.waited and len(ring._sent) <= 2
+
+
+def test_threads_share_a_ring(ring: PinnedRing) -> None:
+    """Each gets its own bytes, however they interleave."""
+
+    def send(value: int) -> bool:
+        def fill(host: np.ndarray) -> None:
+            for index in range(len(host)):  # slowly
+                host[index] = value
+
+        return all(bool((ring.send(48, fill) == value).all()) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(send, range(1, 5)))
 
 
 def test_arrays_arrive_while_kernels_are_compiled_and_not_run(
@@ -100,7 +119,7 @@ def test_on_a_gpu_nobody_waits_and_everything_arrives() -> None:
     slow = torch.randn(8192, 8192, device=device)
     sent = []
     torch.cuda.synchronize()
-    for size in [3, 70_000, 1, 250_000] * 8:
+    for size in [3, 70_000, 1, 250_000] * 5:  # less than the ring holds
         arrays = [random.integers(0, 1 << 40, size), random.random(7)]
         transfer = Transfer(device)
         uploads = [transfer.add(array) for array in arrays]

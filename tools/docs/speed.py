@@ -79,8 +79,8 @@ STARTS = """
 ### Start
 
 From starting a process to its first token, random weights made on the device: the engine by itself, and `lightllm
-serve` until the first token of a streamed completion arrives over HTTP. Kernels were cached and Python's bytecode was
-not (the script keeps it, too, since then), so that importing torch takes three to five seconds of it. Made by
+serve` until the first token of a streamed completion arrives over HTTP. The cache was one of kernels, not of Python's
+bytecode (the script keeps that, too, since then), so that importing torch takes three to five seconds of it. Made by
 `python benchmarks/startup.py benchmarks/models/MODEL` at revision {revision}.
 """
 

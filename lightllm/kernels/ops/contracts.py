@@ -134,7 +134,8 @@ class Embed(Protocol):
 
 class Move(Protocol):
     def __call__(self, source: Tensor, target: Tensor) -> None:
-        """target = source, of as many bytes, contiguous and a multiple of 4; in the order of the device's other work.
+        """target = source, both contiguous and of as many bytes, a multiple of 4, as are the addresses of both; in the
+        order of the device's other work.
 
         On a GPU either may be pinned host memory, which its owner leaves alone until the device is done with it.
         """

@@ -71,6 +71,11 @@ def tiling_for(rows: int, head_dim: int, shared_bytes: int) -> Tiling:
     return Tiling(rows, 64, 4, 3, 2) if rows == 64 else Tiling(rows, 64, 8, 5, 1)
 
 
+def is_wide(cache: Tensor) -> bool:
+    """Whether an int32 cannot count the elements of a cache [N, Hk, D]."""
+    return cache.shape[0] * cache.stride(0) > MOST_NARROW
+
+
 @dataclass(frozen=True, slots=True)
 class Scratch:
     """Where the parts of split tiles wait for their merge: normalised values [rows, D], log2 of weights [rows]."""
@@ -273,7 +278,7 @@ class TritonAttention:
             HAS_CAP=params.soft_cap is not None,
             HAS_ALIBI=params.alibi_slopes is not None,
             SINGLE=launch.most_tokens == 1,
-            WIDE=k_cache.shape[0] * k_cache.stride(0) > MOST_NARROW,
+            WIDE=is_wide(k_cache),
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,

@@ -20,11 +20,11 @@ from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
 FEW_HEADS = 4
-"""Heads of all tokens, for each multiprocessor, up to which a program takes one: then starting is what takes time."""
+"""Heads of all tokens, for each multiprocessor, up to which a program takes one head: starting is what takes time."""
 MORE_HEADS = 32
-"""Up to so many it takes 8, """
+"""The same up to which it takes eight; then sixteen."""
 MANY_TOKENS = 1024
-"""and from so many tokens on 32, else 16."""
+"""Tokens from which it takes thirty-two, whatever the number of heads."""
 
 
 @triton.jit
