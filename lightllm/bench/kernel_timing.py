@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import torch
 
@@ -21,6 +22,8 @@ WARM_UP = 0.02
 LEAST_SECONDS = 0.004
 FEWEST, MOST = 5, 40
 """Replays that are timed."""
+TURNS = 3
+"""Times that each of several groups is timed."""
 
 
 def copies_of(size: int) -> int:
@@ -30,7 +33,19 @@ def copies_of(size: int) -> int:
 
 def time_launches(launches: Sequence[Launch]) -> float:
     """Median seconds of one launch."""
-    graph = _record(launches)
+    return _replay(_record(launches)) / len(launches)
+
+
+def time_in_turn(groups: Sequence[Sequence[Launch]]) -> list[float]:
+    """As `time_launches` for each group, timed by turns: a device that comes to its power limit slows down, so that of
+    groups timed one after another the later ones would seem the slower."""
+    graphs = [_record(launches) for launches in groups]
+    turns = [[_replay(graph) for graph in graphs] for _ in range(TURNS)]
+    return [median(times) / len(launches) for times, launches in zip(zip(*turns, strict=True), groups, strict=True)]
+
+
+def _replay(graph: torch.cuda.CUDAGraph) -> float:
+    """Median seconds of a replay, the device having warmed up."""
     started = time.perf_counter()
     while time.perf_counter() - started < WARM_UP:
         graph.replay()
@@ -43,7 +58,7 @@ def time_launches(launches: Sequence[Launch]) -> float:
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
-    return sorted(times)[len(times) // 2] / len(launches)
+    return sorted(times)[len(times) // 2]
 
 
 def _record(launches: Sequence[Launch]) -> torch.cuda.CUDAGraph:

@@ -1,8 +1,8 @@
 """Measuring which kernel computes each matrix product of a model fastest: the tables of `lightllm/kernels/tuned`.
 
 Our own kernels are compiled together beforehand. Of the library's algorithms, which are thousands, those that a rough
-timing finds fastest stand beside them. Each candidate is then checked against the vendor's product and timed, each time
-after a norm: within a step what counts is also how well a product begins while the kernel before it ends.
+timing finds fastest stand beside them. Each candidate is then checked against the vendor's product and timed by turns,
+each time after a norm: within a step what counts is also how well a product begins while the kernel before it ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from lightllm.bench.kernel_timing import time_launches
+from lightllm.bench.kernel_timing import time_in_turn
 from lightllm.bench.kernels import Inputs, ModelShape, product_weights
 from lightllm.errors import ConfigError
 from lightllm.kernels import cublaslt
@@ -41,7 +41,8 @@ from lightllm.kernels.triton.linear_choice import (
 from lightllm.kernels.triton.linear_op import SplitWorkspace, multiply_by, multiply_tile, multiply_vector
 from lightllm.kernels.triton.norm import rms_norm
 
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
+TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256)
+"""Numbers of tokens that are measured: those of most graphs of decodes."""
 PROMPT_TOKENS = 8192
 UNMEASURED_TOKENS = 7168
 """Above the last of TOKENS and up to here, cuBLAS chooses."""
@@ -174,26 +175,32 @@ def _tune_product(
     choices: Sequence[Vector | Tile | Algorithm],
     workspace: SplitWorkspace,
 ) -> Tuned:
-    expected = linear(x, weights[0]).float()
+    right = [choice for choice in choices if _is_right(choice, x, weights[0], workspace)]
+    products: list[Callable[[Tensor, Tensor], Tensor]] = [
+        linear,
+        *(partial(multiply, choice=choice, workspace=workspace) for choice in right),
+    ]
     repeats = max(1, 16 // len(weights))
-    vendor = time_launches([partial(_after_norm, linear, x, weight) for weight in weights] * repeats)
+    groups = [[partial(_after_norm, product, x, weight) for weight in weights] * repeats for product in products]
+    vendor, *times = time_in_turn(groups)
     best: tuple[float, Choice] = (vendor, None)
-    tried: dict[str, float] = {}
-    for choice in choices:
-        try:
-            error = (multiply(x, weights[0], choice, workspace).float() - expected).abs().max()
-            choose = partial(multiply, choice=choice, workspace=workspace)
-            seconds = time_launches([partial(_after_norm, choose, x, weight) for weight in weights] * repeats)
-        except Exception as problem:  # too much shared memory, for example: no candidate on this device
-            if "CUDA error" in str(problem):
-                raise
-            continue
-        if error < TOLERANCE:
-            tried["-".join(map(str, write_choice(choice)))] = seconds
-            if not isinstance(choice, Algorithm) or seconds < (1 - GAIN) * vendor:
-                best = min(best, (seconds, choice), key=lambda pair: pair[0])
+    for choice, seconds in zip(right, times, strict=True):
+        if not isinstance(choice, Algorithm) or seconds < (1 - GAIN) * vendor:
+            best = min(best, (seconds, choice), key=lambda pair: pair[0])
+    tried = {"-".join(map(str, write_choice(choice))): seconds for choice, seconds in zip(right, times, strict=True)}
     num_rows, size = weights[0].shape
     return Tuned(model, name, num_rows, size, len(x), best[1], best[0], vendor, tried)
+
+
+def _is_right(choice: Vector | Tile | Algorithm, x: Tensor, weight: Tensor, workspace: SplitWorkspace) -> bool:
+    """Whether a candidate runs here and gives what the vendor's product gives."""
+    try:
+        found = multiply(x, weight, choice, workspace)
+    except Exception as problem:  # too much shared memory, for example: no candidate on this device
+        if "CUDA error" in str(problem):
+            raise
+        return False
+    return bool((found.float() - linear(x, weight).float()).abs().max() < TOLERANCE)
 
 
 def _after_norm(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:

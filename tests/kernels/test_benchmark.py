@@ -39,7 +39,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_kernels, "_gpu", lambda: Device(device, "Toy GPU"))
     monkeypatch.setattr(probe, "measure_machine", lambda device, dtype: Machine(1e9, 1e9))
     monkeypatch.setattr(kernel_timing, "time_launches", run_once)
-    monkeypatch.setattr(kernel_tuning, "time_launches", run_once)
+    monkeypatch.setattr(kernel_tuning, "time_in_turn", lambda groups: [run_once(launches) for launches in groups])
     monkeypatch.setattr(kernels, "copies_of", lambda size: 2)
     for name, value in {
         "BUNDLED": (TINY,),
@@ -88,7 +88,9 @@ def test_tuning_writes_a_table_and_keeps_what_it_had(
     monkeypatch.setattr(kernel_tuning, "TOKENS", (1, 2))
     monkeypatch.setattr(kernel_tuning, "PROMPT_TOKENS", 3)
     ticks = iter(range(10_000, 0, -1))
-    monkeypatch.setattr(kernel_tuning, "time_launches", lambda launches: launches[0]() is not None and next(ticks))
+    monkeypatch.setattr(
+        kernel_tuning, "time_in_turn", lambda groups: [group[0]() is not None and next(ticks) for group in groups]
+    )
     arguments = ["bench", "kernels", "--tune", "--dtype", "float16"]
     assert main([*arguments, "--table", str(table), "--json", str(tmp_path / "rows.json")]) == 0
     shapes = json.loads(table.read_text())["linear"]
@@ -150,3 +152,18 @@ def test_a_time_is_that_of_one_launch() -> None:
     once = kernel_timing.time_launches([lambda: target.copy_(source)] * 4)
     twice = kernel_timing.time_launches([lambda: (target.copy_(source), target.copy_(source))] * 4)
     assert 1.5 < twice / once < 2.5
+
+
+def test_groups_are_timed_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What slows all down for a while slows none of them in particular."""
+    seen: list[str] = []
+    slow = iter([1.0, 1.0, 1.0, 9.0, 9.0, 9.0, 2.0, 2.0, 2.0])  # a device that is hot in the second turn
+
+    def replay(graph: str) -> float:
+        seen.append(graph)
+        return next(slow) * {"a": 4.0, "b": 2.0, "c": 6.0}[graph]
+
+    monkeypatch.setattr(kernel_timing, "_record", lambda launches: launches[0])
+    monkeypatch.setattr(kernel_timing, "_replay", replay)
+    assert kernel_timing.time_in_turn([["a", "a"], ["b"], ["c"] * 3]) == [4.0, 4.0, 4.0]  # type: ignore[list-item]
+    assert seen == ["a", "b", "c"] * 3
