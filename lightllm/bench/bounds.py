@@ -57,8 +57,8 @@ class ModelWork:
     @classmethod
     def of(cls, spec: DecoderSpec, dtype: torch.dtype) -> ModelWork:
         return cls(
-            block_params=spec.num_layers * spec.layer_params,
-            head_params=spec.vocab_size * spec.hidden_size,
+            block_params=spec.block_params,
+            head_params=spec.head_params,
             kv_bytes_per_token=spec.kv_layout(dtype).bytes_per_token,
             flops_per_pair=4 * spec.num_q_heads * spec.head_dim * spec.num_layers,
             bytes_per_param=dtype.itemsize,

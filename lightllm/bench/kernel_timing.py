@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import torch
 
@@ -41,7 +40,7 @@ def time_in_turn(groups: Sequence[Sequence[Launch]]) -> list[float]:
     groups timed one after another the later ones would seem the slower."""
     graphs = [_record(launches) for launches in groups]
     turns = [[_replay(graph) for graph in graphs] for _ in range(TURNS)]
-    return [median(times) / len(launches) for times, launches in zip(zip(*turns, strict=True), groups, strict=True)]
+    return [_median(times) / len(launches) for times, launches in zip(zip(*turns, strict=True), groups, strict=True)]
 
 
 def _replay(graph: torch.cuda.CUDAGraph) -> float:
@@ -58,6 +57,10 @@ def _replay(graph: torch.cuda.CUDAGraph) -> float:
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
+    return _median(times)
+
+
+def _median(times: Sequence[float]) -> float:
     return sorted(times)[len(times) // 2]
 
 

@@ -175,7 +175,8 @@ def _tune_product(
     choices: Sequence[Vector | Tile | Algorithm],
     workspace: SplitWorkspace,
 ) -> Tuned:
-    right = [choice for choice in choices if _is_right(choice, x, weights[0], workspace)]
+    expected = linear(x, weights[0]).float()
+    right = [choice for choice in choices if _is_right(choice, x, weights[0], expected, workspace)]
     products: list[Callable[[Tensor, Tensor], Tensor]] = [
         linear,
         *(partial(multiply, choice=choice, workspace=workspace) for choice in right),
@@ -192,15 +193,17 @@ def _tune_product(
     return Tuned(model, name, num_rows, size, len(x), best[1], best[0], vendor, tried)
 
 
-def _is_right(choice: Vector | Tile | Algorithm, x: Tensor, weight: Tensor, workspace: SplitWorkspace) -> bool:
-    """Whether a candidate runs here and gives what the vendor's product gives."""
+def _is_right(
+    choice: Vector | Tile | Algorithm, x: Tensor, weight: Tensor, expected: Tensor, workspace: SplitWorkspace
+) -> bool:
+    """Whether a candidate runs here and gives the expected product [T, N] float32."""
     try:
         found = multiply(x, weight, choice, workspace)
     except Exception as problem:  # too much shared memory, for example: no candidate on this device
         if "CUDA error" in str(problem):
             raise
         return False
-    return bool((found.float() - linear(x, weight).float()).abs().max() < TOLERANCE)
+    return bool((found.float() - expected).abs().max() < TOLERANCE)
 
 
 def _after_norm(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:

@@ -75,11 +75,11 @@ def find_power_meter(device: Device) -> PowerMeter | None:
         return None
 
 
+@dataclass(slots=True)
 class Metering:
     """What was drawn while `metered` ran: `use` once it ended; None without a meter or after a short run."""
 
-    def __init__(self) -> None:
-        self.use: PowerUse | None = None
+    use: PowerUse | None = None
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def _load(
     what = f"the weights in {_name(dtype)} ({_gib(free)} are free)"
     if not device.is_cuda and (settings.dummy or why_not_blocked(dtype) is None):
         # A host gives memory that it has not, and ends the process when it is written to. Mapped weights take none.
-        needed = spec.product_params * dtype.itemsize
+        needed = (spec.block_params + spec.head_params) * dtype.itemsize
         if needed > free:
             raise OutOfMemory(f"no room for {what}, which take at least {_gib(needed)}; {advice}")
     with room_for(what, advice):

@@ -56,9 +56,14 @@ class DecoderSpec:
         return attention + 3 * self.hidden_size * self.ffn_size
 
     @property
-    def product_params(self) -> int:
-        """Weights of all matrix products; a head that is the embedding counts, too."""
-        return self.num_layers * self.layer_params + self.vocab_size * self.hidden_size
+    def block_params(self) -> int:
+        """The same of all layers."""
+        return self.num_layers * self.layer_params
+
+    @property
+    def head_params(self) -> int:
+        """Weights of the head, which may be the embedding."""
+        return self.vocab_size * self.hidden_size
 
     @property
     def longest_context(self) -> int:
