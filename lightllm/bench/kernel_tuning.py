@@ -35,6 +35,7 @@ from lightllm.kernels.triton.linear_choice import (
     Choice,
     Tile,
     Vector,
+    choices_for,
     table_name,
     write_choice,
 )
@@ -116,15 +117,18 @@ class AlgorithmSearch:
             key=str,
         )
         random.Random(0).shuffle(self._all)
+        self._found: dict[Algorithm, None] = {}
 
     def fastest(self, x: Tensor, weights: Sequence[Tensor], workspace: SplitWorkspace) -> list[Algorithm]:
-        """The best few found in `SEARCH_SECONDS`, the library's own suggestions among those tried."""
+        """The best few found in `SEARCH_SECONDS`, those found for other products and the library's own suggestions
+        among those tried."""
         library, sizes = cublaslt.cublaslt(), (x.shape[0], weights[0].shape[0], weights[0].shape[1])
         out = x.new_empty(sizes[:2])
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         timed: list[tuple[float, Algorithm]] = []
         give_up_at = time.perf_counter() + SEARCH_SECONDS
-        for algorithm in [*library.suggestions(sizes, x.dtype, self._room), *self._all]:
+        first = [*self._found, *library.suggestions(sizes, x.dtype, self._room)]
+        for algorithm in dict.fromkeys([*first, *self._all]):
             if time.perf_counter() > give_up_at:
                 break
             run = library.product(sizes, x.dtype, algorithm, self._room)
@@ -135,11 +139,13 @@ class AlgorithmSearch:
                 end.record()
                 torch.cuda.synchronize()
                 timed.append((begin.elapsed_time(end), algorithm))
-        return [algorithm for _, algorithm in sorted(timed, key=lambda pair: pair[0])[:KEPT_ALGORITHMS]]
+        best = [algorithm for _, algorithm in sorted(timed, key=lambda pair: pair[0])[:KEPT_ALGORITHMS]]
+        self._found.update(dict.fromkeys(best))
+        return best
 
 
-def tune(models: Sequence[ModelShape], inputs: Inputs) -> Iterator[Tuned]:
-    """The best for every weight and number of tokens, as it is found."""
+def tune(models: Sequence[ModelShape], inputs: Inputs, device_name: str) -> Iterator[Tuned]:
+    """The best for every weight and number of tokens, as it is found; what the device's table says now takes part."""
     workspace = SplitWorkspace(inputs.device)
     for model in models:
         shapes = model.weights()
@@ -152,10 +158,11 @@ def tune(models: Sequence[ModelShape], inputs: Inputs) -> Iterator[Tuned]:
             _compile(weights[0], inputs, workspace)
             for tokens in TOKENS if name == "head" else (*TOKENS, PROMPT_TOKENS):
                 x = inputs.random(tokens, size)
-                choices: list[Vector | Tile | Algorithm] = [*candidates(tokens)]
+                known = choices_for(num_rows, size, inputs.dtype, device_name).at(tokens)
+                choices: list[Vector | Tile | Algorithm] = [*([] if known is None else [known]), *candidates(tokens)]
                 if search is not None and name != "head" and tokens >= FEWEST_LIBRARY_TOKENS:
                     choices += search.fastest(x, weights, workspace)
-                yield _tune_product(model.name, name, x, weights, choices, workspace)
+                yield _tune_product(model.name, name, x, weights, list(dict.fromkeys(choices)), workspace)
 
 
 def _compile(weight: Tensor, inputs: Inputs, workspace: SplitWorkspace) -> None:

@@ -142,7 +142,7 @@ def _tune(
     path = installed_table(device.name) if flags.table is None else Path(flags.table)
     write_table(path, device.name, {})  # before the minutes that tuning takes
     tuned, rows = [], []
-    for found in tune(models, inputs):
+    for found in tune(models, inputs, device.name):
         tuned.append(found)
         work = Work((), num_bytes=found.num_rows * found.size * inputs.dtype.itemsize)
         best = write_choice(found.choice)

@@ -4,7 +4,7 @@
     table[row, position]     slot of the token's KV    [max_rows + 1, max_len + 1] int32
 
 A step refers to rows and positions only; ids that were sampled on the device are already here when the next step
-reads them. The last row belongs to nobody: padding reads and writes there.
+reads them. The last row belongs to nobody: padding reads and writes there, at its position 0 no token.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightllm.engine.transfer import upload
+from lightllm.kernels.ops.contracts import NO_TOKEN
 from lightllm.protocol.plan import StepPlan
 
 Int64 = NDArray[np.int64]
@@ -27,6 +28,7 @@ class RowTables:
         self.spare_row = max_rows
         shape = (max_rows + 1, max_len + 1)
         self.history = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.history[self.spare_row, 0] = NO_TOKEN
         self.table = torch.full(shape, spare_slot, dtype=torch.int32, device=device)
         self._prompt_lens: Int64 = np.zeros(max_rows + 1, np.int64)
 

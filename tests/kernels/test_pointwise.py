@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightllm.kernels.ops.contracts import HeadNorms, HeadShape
+from lightllm.kernels.ops.contracts import NO_TOKEN, HeadNorms, HeadShape
 from lightllm.kernels.reference import pointwise as reference
 from lightllm.kernels.triton import activation, norm, rotary, tokens
 
@@ -113,7 +113,10 @@ def test_tokens_are_placed_and_read(count, index_dtype, device):
 def test_embeddings_are_fetched(size, device, dtype):
     weight = random(11, size[1], device=device, dtype=dtype)
     ids = torch.randint(0, 11, (size[0],), dtype=torch.int32, device=device)
-    torch.testing.assert_close(tokens.embed(ids, weight), reference.embed(ids, weight), rtol=0, atol=0)
+    ids[::3] = NO_TOKEN
+    found = tokens.embed(ids, weight)
+    torch.testing.assert_close(found, reference.embed(ids, weight), rtol=0, atol=0)
+    assert not found[::3].any()
 
 
 @pytest.mark.parametrize("size", [(0,), (1,), (1023,), (1025,), (3, 1024)])

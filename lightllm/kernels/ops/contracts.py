@@ -18,6 +18,9 @@ Int32 = NDArray[np.int32]
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
+NO_TOKEN = -1
+"""The id of padding. Its embedding is 0, and so is what follows from it: multiplying by 0 takes less power."""
+
 
 class LinearOp(Protocol):
     """A matrix product with weight and bias packed inside."""
@@ -128,7 +131,7 @@ class PlaceTokens(Protocol):
 
 class Embed(Protocol):
     def __call__(self, ids: Tensor, weight: Tensor) -> Tensor:
-        """Rows of weight [vocab, H] at ids [T] integers -> [T, H], a new tensor."""
+        """Rows of weight [vocab, H] at ids [T] integers -> [T, H], a new tensor; zeros where an id is NO_TOKEN."""
         ...
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightllm.kernels.ops.contracts import Activation, HeadNorms, HeadShape
+from lightllm.kernels.ops.contracts import NO_TOKEN, Activation, HeadNorms, HeadShape
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -84,4 +84,4 @@ def place_tokens(history: Tensor, table: Tensor, rows: Tensor, positions: Tensor
 
 
 def embed(ids: Tensor, weight: Tensor) -> Tensor:
-    return functional.embedding(ids, weight)
+    return functional.embedding(ids.clamp(min=0), weight).masked_fill_((ids == NO_TOKEN)[:, None], 0)

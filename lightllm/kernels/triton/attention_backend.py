@@ -27,6 +27,7 @@ from lightllm.kernels.triton.attention_plan import (
     DecodeItems,
     TileShape,
     make_items,
+    padding_items,
 )
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
@@ -182,13 +183,19 @@ class TritonAttention:
         return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, DecodeItems())
 
     def plan_into(self, buffers: PlanBuffers, layout: SequenceLayout, host: NDArray[np.int32]) -> None:
-        """Write this step's items to host [`buffer_size`], which then goes to the buffers' memory."""
+        """Write this step's items to host [`buffer_size`], which then goes to the buffers' memory.
+
+        Tokens of decodes that are padding get an output of 0, as far as there is room for more items: like all that is
+        computed from it, it then takes little power.
+        """
         assert len(layout.lens) <= buffers.max_sequences and int(layout.lens.sum()) <= buffers.max_tokens
         host[:] = 0
         for launch, members in zip(buffers.plan.launches, self._members_for(buffers, layout), strict=True):
             shape = self._tile_shape(launch.tiling)
             if buffers.max_tokens == buffers.max_sequences:
                 items, merges = buffers.decodes.at(layout, shape)
+                padding = padding_items(len(layout.lens), buffers.max_tokens)[: launch.num_items - len(items)]
+                host[items.size : items.size + padding.size] = padding.ravel()
             else:
                 items, merges = make_items(layout, members, shape)
             assert len(items) <= launch.num_items and len(merges) <= launch.num_merges

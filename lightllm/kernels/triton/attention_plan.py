@@ -130,6 +130,14 @@ class DecodeItems:
         return self._items, self._merges
 
 
+def padding_items(begin: int, end: int) -> Int32:
+    """Items [end - begin, ITEM_SIZE] of tokens that are nobody's: they see no key, so that their output is 0."""
+    items = np.zeros((end - begin, ITEM_SIZE), np.int32)
+    items[:, TOKEN] = np.arange(begin, end)
+    items[:, COUNT] = items[:, NUM_PARTS] = 1
+    return items
+
+
 def choose_part_size(num_keys: Int64, shape: TileShape) -> int:
     """The part size of least estimated time: waves of programs times a part's keys, plus starting and merging."""
     sizes = _PART_SIZES

@@ -77,7 +77,7 @@ def _embed_kernel(ids, weight, out, size, BLOCK: tl.constexpr, PDL: tl.constexpr
         tlx.gdc_launch_dependents()
         tlx.gdc_wait()
     row = tl.load(ids + token).to(tl.int64)
-    value = tl.load(weight + row * size + column, mask=inside)
+    value = tl.load(weight + row * size + column, mask=inside & (row >= 0), other=0.0)
     tl.store(out + token * size + column, value, mask=inside)
 
 
