@@ -1,9 +1,9 @@
 """What a launch needs to know about the device it goes to. It knows no kernel.
 
-Programmatic dependent launch (compute capability 9.0): a kernel says early that its successor may start (one that needs
-all the room there is does not); the successor loads what no kernel writes (weights), then waits for everything before
-it to be complete. Two rules keep it sound, and every kernel here follows them: `gdc_wait` runs in every program before
-any early exit, and nothing but weights and arrays copied before the step is read above it.
+Programmatic dependent launch (compute capability 9.0): a kernel says early that its successor may start; the
+successor loads what no kernel writes (weights), then waits for everything before it to be complete. Two rules keep it
+sound, and every kernel here follows them: `gdc_wait` runs in every program before any early exit, and nothing but
+weights and arrays copied before the step is read above it.
 """
 
 from __future__ import annotations

@@ -127,8 +127,8 @@ def tile_kernel(
     high = tl.minimum((blocks * (split + 1)) // SPLIT * BLOCK_K, size)
     w_at = weight + safe_row[:, None] * size + column[None, :]
     x_at = x + tl.minimum(token, num_tokens - 1)[None, :] * x_stride + column[:, None]
-    # No word to the successor: its programs would take room in which this kernel has loads under way.
     if PDL:
+        tlx.gdc_launch_dependents()
         if PREFETCH and low + 2 * BLOCK_K <= size:
             prefetch(weight + safe_row * size + low, BLOCK_K * 4)
         tlx.gdc_wait()
