@@ -30,6 +30,13 @@ def test_workloads_are_drawn_within_their_ranges() -> None:
     assert all(np.array_equal(a.prompt, b.prompt) for a, b in zip(requests, again, strict=True))
 
 
+def test_workloads_share_no_prefix() -> None:
+    """Else one would find another's prompts in the prefix cache."""
+    drawn = [make_requests(shape, 100_000, seed) for shape in SHAPES.values() for seed in range(2)]
+    starts = [tuple(request.prompt[:3]) for requests in drawn for request in requests]
+    assert len(set(starts)) == len(starts)
+
+
 @pytest.mark.parametrize(("text", "span"), [("128", (128, 128)), ("16-256", (16, 256)), (None, None)])
 def test_ranges(text: str | None, span: tuple[int, int] | None) -> None:
     assert parse_range(text, "input_len") == span

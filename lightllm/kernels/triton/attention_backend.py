@@ -28,6 +28,7 @@ from lightllm.kernels.triton.attention_plan import (
     TileShape,
     make_items,
     padding_items,
+    share_units,
 )
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
@@ -87,12 +88,14 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True)
 class TileLaunch:
-    """One kind of tile: its items [I, ITEM_SIZE] and merges [J, MERGE_SIZE] on the device, one int32 array `both`;
-    the most tokens of a tile, and of one that is merged."""
+    """One kind of tile: its items [I, ITEM_SIZE], merges [J, MERGE_SIZE] and, where programs stay for many items, the
+    units of each [laps, programs], on the device as one int32 array `work`; the most tokens of a tile, and of one that
+    is merged."""
 
-    both: Tensor
+    work: Tensor
     num_items: int
     num_merges: int
+    num_programs: int
     most_tokens: int
     most_merged: int
     tiling: Tiling
@@ -100,11 +103,15 @@ class TileLaunch:
 
     @property
     def items(self) -> Tensor:
-        return self.both[: self.num_items * ITEM_SIZE]
+        return self.work[: self.num_items * ITEM_SIZE]
 
     @property
     def merges(self) -> Tensor:
-        return self.both[self.num_items * ITEM_SIZE :]
+        return self.work[self.num_items * ITEM_SIZE :]
+
+    @property
+    def units(self) -> Tensor:
+        return self.work[self.num_items * ITEM_SIZE + self.num_merges * MERGE_SIZE :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +151,18 @@ class TritonAttention:
         for rows, members in self._by_rows(layout):
             tiling = self._tiling(rows)
             items, merges = make_items(layout, members, self._tile_shape(tiling))
-            tiles.append((tiling, items, merges, transfer.add(np.concatenate([items.ravel(), merges.ravel()]))))
+            parts = [items.ravel(), merges.ravel()]
+            if num_programs := self._staying_programs(tiling, len(items)):
+                parts.append(share_units(items, self._shape.num_kv_heads, num_programs).ravel())
+            tiles.append((tiling, items, merges, transfer.add(np.concatenate(parts))))
         transfer.send()
         return AttentionPlan(table, tuple(self._tile_launch(*tile) for tile in tiles))
 
-    def _tile_launch(self, tiling: Tiling, items: Int32, merges: Int32, both: Uploaded) -> TileLaunch:
+    def _tile_launch(self, tiling: Tiling, items: Int32, merges: Int32, work: Uploaded) -> TileLaunch:
         scratch = self._scratch_for(int(merges[:, MERGE_NUM_PARTS].sum()), tiling)
+        num_programs = self._staying_programs(tiling, len(items))
         most = int(items[:, COUNT].max()), int(merges[:, MERGE_COUNT].max(initial=1))
-        return TileLaunch(both.tensor, len(items), len(merges), *most, tiling, scratch)
+        return TileLaunch(work.tensor, len(items), len(merges), num_programs, *most, tiling, scratch)
 
     def reserve(self, max_sequences: int, max_tokens: int) -> None:
         """Make the scratch that any step of at most so many sequences and tokens may need."""
@@ -163,7 +174,7 @@ class TritonAttention:
     def buffer_size(self, max_sequences: int, max_tokens: int) -> int:
         """The int32s that `make_buffers` needs for as much."""
         tiles = self._most_tiles(max_sequences, max_tokens)
-        return sum(_launch_size(self._tile_shape(self._tiling(rows)), most) for rows, most in tiles.items())
+        return sum(self._launch_size(self._tiling(rows), most) for rows, most in tiles.items())
 
     def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor, memory: Tensor) -> PlanBuffers:
         """Buffers for steps of at most this many sequences and tokens (as many tokens as sequences: decodes only).
@@ -175,11 +186,12 @@ class TritonAttention:
             tiling = self._tiling(rows)
             shape = self._tile_shape(tiling)
             num_items, num_merges = shape.most_items(most_tiles), shape.most_merges(most_tiles)
-            both = memory[begin : begin + _launch_size(shape, most_tiles)]
-            begin += len(both)
-            most_tokens = shape.tokens if max_tokens > max_sequences else 1
+            work = memory[begin : begin + self._launch_size(tiling, most_tiles)]
+            begin += len(work)
+            num_programs = self._staying_programs(tiling, num_items)
+            most = shape.tokens if max_tokens > max_sequences else 1
             scratch = self._scratch_for(num_items, tiling)
-            launches.append(TileLaunch(both, num_items, num_merges, most_tokens, most_tokens, tiling, scratch))
+            launches.append(TileLaunch(work, num_items, num_merges, num_programs, most, most, tiling, scratch))
         return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, DecodeItems())
 
     def plan_into(self, buffers: PlanBuffers, layout: SequenceLayout, host: NDArray[np.int32]) -> None:
@@ -202,7 +214,11 @@ class TritonAttention:
             host[: items.size] = items.ravel()
             first = launch.num_items * ITEM_SIZE
             host[first : first + merges.size] = merges.ravel()
-            host = host[len(launch.both) :]
+            if launch.num_programs:
+                first += launch.num_merges * MERGE_SIZE
+                units = share_units(items, self._shape.num_kv_heads, launch.num_programs)
+                host[first : first + units.size] = units.ravel()
+            host = host[len(launch.work) :]
 
     def run(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: object, params: AttentionParams) -> Tensor:
         assert isinstance(plan, AttentionPlan)
@@ -224,7 +240,7 @@ class TritonAttention:
     ) -> None:
         shape, tiling, scratch = self._shape, launch.tiling, launch.scratch
         assert k_cache.stride() == v_cache.stride() and k_cache.stride(1) == shape.head_dim
-        if self._takes_hopper(tiling, q, k_cache, params):
+        if self._takes_hopper(launch, q, k_cache, params):
             self._launch_hopper(q, k_cache, v_cache, out, table, launch, params)
         else:
             self._launch_portable(q, k_cache, v_cache, out, table, launch, params)
@@ -305,20 +321,20 @@ class TritonAttention:
         from lightllm.kernels.triton.attention_hopper import BLOCK_KEYS, attention_hopper_kernel
 
         shape = self._shape
-        num_units = shape.num_kv_heads * launch.num_items
-        attention_hopper_kernel[(min(num_units, self._launcher.num_processors),)](
+        attention_hopper_kernel[(launch.num_programs,)](
             q,
             k_cache,
             v_cache,
             table,
             launch.items,
+            launch.units,
             out,
             launch.scratch.values,
             launch.scratch.weights,
             table.stride(0),
             k_cache.stride(0),
             params.scale * LOG2_E,
-            num_units,
+            -(-launch.num_items * shape.num_kv_heads // launch.num_programs),
             KV_HEADS=shape.num_kv_heads,
             GROUP=shape.group,
             HEAD_DIM=shape.head_dim,
@@ -328,12 +344,24 @@ class TritonAttention:
             **self._launcher.options,
         )
 
-    def _takes_hopper(self, tiling: Tiling, q: Tensor, k_cache: Tensor, params: AttentionParams) -> bool:
+    def _takes_hopper(self, launch: TileLaunch, q: Tensor, k_cache: Tensor, params: AttentionParams) -> bool:
         """Whether the kernel for Hopper's warp groups serves this launch."""
         plain = params.scale > 0 and params.window is None and params.soft_cap is None and params.alibi_slopes is None
-        sizes = tiling.rows == HOPPER_ROWS and self._shape.head_dim in HOPPER_HEADS
         halves = q.dtype in (torch.bfloat16, torch.float16) and k_cache.dtype == q.dtype
-        return self._hopper and plain and sizes and halves
+        return launch.num_programs > 0 and plain and halves
+
+    def _staying_programs(self, tiling: Tiling, num_items: int) -> int:
+        """The programs that stay for all these items, if the kernel for Hopper may serve them; else 0."""
+        sizes = tiling.rows == HOPPER_ROWS and self._shape.head_dim in HOPPER_HEADS
+        return min(num_items * self._shape.num_kv_heads, self._launcher.num_processors) if self._hopper and sizes else 0
+
+    def _launch_size(self, tiling: Tiling, most_tiles: int) -> int:
+        """The int32s of a launch of at most so many tiles, in whole multiples of 16 bytes."""
+        shape = self._tile_shape(tiling)
+        num_items = shape.most_items(most_tiles)
+        num_programs = self._staying_programs(tiling, num_items)
+        num_units = -(-num_items * shape.num_kv_heads // num_programs) * num_programs if num_programs else 0
+        return num_items * ITEM_SIZE + shape.most_merges(most_tiles) * MERGE_SIZE + -(-num_units // 4) * 4
 
     def _scratch_for(self, num_parts: int, tiling: Tiling) -> Scratch:
         """Scratch for so many parts. All launches share the largest made so far, since they run one after another;
@@ -378,8 +406,3 @@ class TritonAttention:
         if len(buffers.plan.launches) == 1:
             return [np.flatnonzero(layout.lens > 0)]
         return [np.flatnonzero(small & (layout.lens > 0)), np.flatnonzero(~small)]
-
-
-def _launch_size(shape: TileShape, most_tiles: int) -> int:
-    """The int32s of a launch of at most so many tiles, in whole multiples of 16 bytes."""
-    return shape.most_items(most_tiles) * ITEM_SIZE + shape.most_merges(most_tiles) * MERGE_SIZE

@@ -9,7 +9,7 @@ values from the L2 cache: 512 D operations a byte, so bound by the matrix units 
 
 as in FlashAttention-3 (arXiv 2407.08608, section 3), but keys come by slot, one row each, not by tensor copies. Blocks
 of keys are taken from the last to the first, so that those under the causal mask come first. A program stays for many
-tiles (one of every `num_programs` of the list), so the loads of one run during the other's end.
+tiles (the host shares them out), so the loads of one run during the other's end.
 """
 
 from __future__ import annotations
@@ -59,25 +59,19 @@ def _gather_queries(
 
 
 @gluon.jit
-def _unit(lap):
-    """The unit of a program's lap; every other lap goes backwards, so that no program gets the longest of each."""
-    program = gl.program_id(0)
-    last = gl.num_programs(0) - 1
-    return lap * (last + 1) + program + lap % 2 * (last - 2 * program)
-
-
-@gluon.jit
-def _read_unit(items, lap, num_units, KV_HEADS: gl.constexpr, ITEM_SIZE: gl.constexpr):
-    """Where the item of a lap's unit is, and its tokens, first key and end of keys: no tokens beyond the last unit,
-    and none in idle items, which come last."""
-    unit = _unit(lap)
-    item = items + gl.minimum(unit, num_units - 1) // KV_HEADS * ITEM_SIZE
-    return item, gl.load(item + 2, mask=unit < num_units, other=0), gl.load(item + 4), gl.load(item + 5)
+def _read_unit(items, units, lap, num_laps, KV_HEADS: gl.constexpr, ITEM_SIZE: gl.constexpr):
+    """A program's unit in this lap: where its item is, the key/value head, the item's tokens, first key and end of
+    keys; no tokens after the program's last unit."""
+    number = gl.load(units + lap * gl.num_programs(0) + gl.program_id(0), mask=lap < num_laps, other=0)
+    unit = gl.maximum(number - 1, 0)
+    item = items + unit // KV_HEADS * ITEM_SIZE
+    count = gl.load(item + 2, mask=number > 0, other=0)
+    return item, unit % KV_HEADS, count, gl.load(item + 4), gl.load(item + 5)
 
 
 @gluon.jit
 def _produce(
-    q, k_cache, v_cache, table, items, table_stride, cache_stride, num_units, queries, keys, values, ready, free,
+    q, k_cache, v_cache, table, items, units, table_stride, cache_stride, num_laps, queries, keys, values, ready, free,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ITEM_SIZE: gl.constexpr, BLOCK_N: gl.constexpr,
     HEAD_DIM: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
@@ -85,13 +79,12 @@ def _produce(
         tlx.gdc_launch_dependents()
     turn = 0
     lap = 0
-    item, count, low, high = _read_unit(items, 0, num_units, KV_HEADS, ITEM_SIZE)
+    item, kv_head, count, low, high = _read_unit(items, units, 0, num_laps, KV_HEADS, ITEM_SIZE)
     first_token = gl.load(item)
     slots = table + gl.load(item + 3).to(gl.int64) * table_stride
     if PDL:
         tlx.gdc_wait()
     while count > 0:
-        kv_head = _unit(lap) % KV_HEADS
         num_blocks = gl.cdiv(high - low, BLOCK_N)
         start = low + (num_blocks - 1) * BLOCK_N
         found = _find(slots, start, high - 1, BLOCK_N, HEAD_DIM)
@@ -100,7 +93,7 @@ def _produce(
         _gather_queries(q, queries.index(side), first_token, count, kv_head, KV_HEADS, GROUP, HEAD_DIM)
         async_copy.mbarrier_arrive(ready.index(4 + side), increment_count=False)
         lap += 1
-        item, next_count, next_low, next_high = _read_unit(items, lap, num_units, KV_HEADS, ITEM_SIZE)
+        item, next_head, next_count, next_low, next_high = _read_unit(items, units, lap, num_laps, KV_HEADS, ITEM_SIZE)
         first_token = gl.load(item)
         next_slots = table + gl.load(item + 3).to(gl.int64) * table_stride
         for _ in range(num_blocks):
@@ -116,6 +109,7 @@ def _produce(
             async_copy.mbarrier_arrive(ready.index(2 + stage), increment_count=False)
             found = found_next
             turn += 1
+        kv_head = next_head
         count = next_count
         low = next_low
         high = next_high
@@ -123,12 +117,18 @@ def _produce(
 
 
 @gluon.jit
-def _soften(scores, highest, total, scale, position, start, edge, high, BLOCK_N: gl.constexpr, layout: gl.constexpr):
-    """Weights of a block's raw scores [64, BLOCK_N], and the running maximum and total after it."""
+def _mask(scores, last_seen, start, edge, BLOCK_N: gl.constexpr, layout: gl.constexpr):
+    """A block's raw scores [64, BLOCK_N], those of keys that a row does not see lowered. Keys before `edge` are seen by
+    all rows."""
     if start + BLOCK_N > edge:
-        column = start + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout))
-        seen = (column[None, :] <= position[:, None]) & (column[None, :] < high)
-        scores = gl.where(seen, scores, float("-inf"))
+        column = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout))
+        scores = gl.where(column[None, :] <= (last_seen - start)[:, None], scores, float("-inf"))
+    return scores
+
+
+@gluon.jit
+def _soften(scores, highest, total, scale):
+    """Weights of a block's raw scores [64, BLOCK_N], and the running maximum and total after it."""
     new_highest = gl.maximum(highest, gl.max(scores, 1) * scale)
     weights = gl.exp2(scores * scale - new_highest[:, None])
     rescale = gl.exp2(highest - new_highest)
@@ -137,7 +137,7 @@ def _soften(scores, highest, total, scale, position, start, edge, high, BLOCK_N:
 
 @gluon.jit
 def _consume(
-    items, out, partial_values, partial_weights, scale, num_units, queries, keys, values, ready, free,
+    items, units, out, partial_values, partial_weights, scale, num_laps, queries, keys, values, ready, free,
     WARP_GROUP: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, ITEM_SIZE: gl.constexpr,
     BLOCK_N: gl.constexpr, HEAD_DIM: gl.constexpr,
 ):  # fmt: skip
@@ -149,18 +149,19 @@ def _consume(
     nothing = gl.zeros([64, BLOCK_N], gl.float32, layout=score_layout)
     turn = 0
     lap = 0
-    item, count, low, high = _read_unit(items, 0, num_units, KV_HEADS, ITEM_SIZE)
+    item, kv_head, count, low, high = _read_unit(items, units, 0, num_laps, KV_HEADS, ITEM_SIZE)
     first_position = gl.load(item + 1)
     while count > 0:
-        kv_head = _unit(lap) % KV_HEADS
         side = lap % 2
         lap += 1
-        next_item, next_count, next_low, next_high = _read_unit(items, lap, num_units, KV_HEADS, ITEM_SIZE)
+        next_item, next_head, next_count, next_low, next_high = _read_unit(
+            items, units, lap, num_laps, KV_HEADS, ITEM_SIZE
+        )
         next_position = gl.load(next_item + 1)
 
         num_blocks = gl.cdiv(high - low, BLOCK_N)
         row = gl.arange(0, 64, layout=gl.SliceLayout(1, score_layout)) + WARP_GROUP * 64
-        position = first_position + gl.minimum(row // GROUP, count - 1)
+        last_seen = gl.minimum(first_position + gl.minimum(row // GROUP, count - 1), high - 1)
         edge = gl.minimum(first_position + 1, high)
         highest = gl.full([64], LOWEST, gl.float32, layout=gl.SliceLayout(1, score_layout))
         total = gl.full([64], 0.0, gl.float32, layout=gl.SliceLayout(1, score_layout))
@@ -175,9 +176,8 @@ def _consume(
         scores = warpgroup_mma(own, keys.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
         scores = warpgroup_mma_wait(0, deps=[scores])
         mbarrier.arrive(free.index(stage), count=1)
-        weights, highest, total, rescale = _soften(
-            scores, highest, total, scale, position, start, edge, high, BLOCK_N, score_layout
-        )
+        scores = _mask(scores, last_seen, start, edge, BLOCK_N, score_layout)
+        weights, highest, total, rescale = _soften(scores, highest, total, scale)
         packed = gl.convert_layout(weights.to(dtype), weight_layout)
         for _ in range(1, num_blocks):
             before = turn % 2
@@ -192,9 +192,8 @@ def _consume(
             accumulator = warpgroup_mma(packed, values.index(before), accumulator, is_async=True)
             scores = warpgroup_mma_wait(1, deps=[scores])
             mbarrier.arrive(free.index(stage), count=1)
-            weights, highest, total, rescale = _soften(
-                scores, highest, total, scale, position, start, edge, high, BLOCK_N, score_layout
-            )
+            scores = _mask(scores, last_seen, start, edge, BLOCK_N, score_layout)
+            weights, highest, total, rescale = _soften(scores, highest, total, scale)
             accumulator = warpgroup_mma_wait(0, deps=[accumulator])
             mbarrier.arrive(free.index(2 + before), count=1)
             accumulator = accumulator * gl.convert_layout(rescale, gl.SliceLayout(1, out_layout))[:, None]
@@ -230,26 +229,28 @@ def _consume(
             weight = gl.convert_layout(highest + gl.log2(total), gl.SliceLayout(1, out_layout))
             gl.store(partial_weights + part, weight, mask=inside)
         item = next_item
+        kv_head = next_head
         count = next_count
         first_position = next_position
         low = next_low
         high = next_high
 
 
-@gluon.jit(do_not_specialize=["num_units"])
+@gluon.jit(do_not_specialize=["num_laps"])
 def attention_hopper_kernel(
     q,
     k_cache,
     v_cache,
     table,
     items,
+    units,
     out,
     partial_values,
     partial_weights,
     table_stride,
     cache_stride,
     scale,
-    num_units,
+    num_laps,
     KV_HEADS: gl.constexpr,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -258,8 +259,8 @@ def attention_hopper_kernel(
     PDL: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    # A unit is an item and a key/value head; tensors as in `attention_kernel` with BLOCK_M = 128. scale includes
-    # log2(e) and must be positive. Barriers: two stages of keys, two of values, two of queries.
+    # units [num_laps, programs]: see `share_units`. Other tensors as in `attention_kernel` with BLOCK_M = 128. scale
+    # includes log2(e) and must be positive. Barriers: two stages of keys, two of values, two of queries.
     dtype: gl.constexpr = q.dtype.element_ty
     shared: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     queries = gl.allocate_shared_memory(dtype, [2, 128, HEAD_DIM], shared)
@@ -274,15 +275,15 @@ def attention_hopper_kernel(
     gl.warp_specialize(
         [
             (_consume, (
-                items, out, partial_values, partial_weights, scale, num_units, queries, keys, values, ready, free,
+                items, units, out, partial_values, partial_weights, scale, num_laps, queries, keys, values, ready, free,
                 0, KV_HEADS, GROUP, ITEM_SIZE, BLOCK_N, HEAD_DIM,
             )),
             (_consume, (
-                items, out, partial_values, partial_weights, scale, num_units, queries, keys, values, ready, free,
+                items, units, out, partial_values, partial_weights, scale, num_laps, queries, keys, values, ready, free,
                 1, KV_HEADS, GROUP, ITEM_SIZE, BLOCK_N, HEAD_DIM,
             )),
             (_produce, (
-                q, k_cache, v_cache, table, items, table_stride, cache_stride, num_units, queries, keys, values,
+                q, k_cache, v_cache, table, items, units, table_stride, cache_stride, num_laps, queries, keys, values,
                 ready, free, KV_HEADS, GROUP, ITEM_SIZE, BLOCK_N, HEAD_DIM, PDL,
             )),
         ],

@@ -8,7 +8,8 @@ enough to fill the device and few enough that merging costs little:
     tile    [ part 0 ][ part 1 ][ part 2 ]        each part one item: one program per key/value head
     merge   [        one output          ]        one program per query head
 
-An item is a row of `ITEM_SIZE` int32, a merge a row of `MERGE_SIZE`; their fields are the constants below.
+An item is a row of `ITEM_SIZE` int32, a merge a row of `MERGE_SIZE`; their fields are the constants below. Where there
+are fewer programs than items, each staying for many, `share_units` says which take what.
 """
 
 from __future__ import annotations
@@ -136,6 +137,25 @@ def padding_items(begin: int, end: int) -> Int32:
     items[:, TOKEN] = np.arange(begin, end)
     items[:, COUNT] = items[:, NUM_PARTS] = 1
     return items
+
+
+def share_units(items: Int32, num_kv_heads: int, num_programs: int) -> Int32:
+    """Which units each of the programs that stay computes: [laps, num_programs], counted from 1, 0 where a program is
+    done. Unit i is item i // num_kv_heads with key/value head i % num_kv_heads.
+
+    The units of a lap are those that follow each other, so that they share the cache; the longest of them goes to the
+    program that has had the least work.
+    """
+    work = np.repeat(items[:, KEY_END] - items[:, KEY_START] + START_COST, num_kv_heads)
+    shared = np.zeros((-(-len(work) // num_programs), num_programs), np.int32)
+    done = np.zeros(num_programs, np.int64)
+    for lap, units in enumerate(shared):
+        first = lap * num_programs
+        longest = first + np.argsort(-work[first : first + num_programs], kind="stable")
+        programs = np.argsort(done, kind="stable")[: len(longest)]
+        units[programs] = longest + 1
+        done[programs] += work[longest]
+    return shared
 
 
 def choose_part_size(num_keys: Int64, shape: TileShape) -> int:
