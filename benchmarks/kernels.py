@@ -28,7 +28,8 @@ from lightllm.bench.kernels import BUNDLED, Inputs, ModelShape, attention_inputs
 from lightllm.bench.report import command_line, software, write_json
 from lightllm.kernels.ops.contracts import AttentionParams, HeadNorms
 from lightllm.kernels.triton import activation, norm, rotary
-from lightllm.kernels.triton.attention_backend import Tiling, TritonAttention
+from lightllm.kernels.triton.attention_backend import TritonAttention
+from lightllm.kernels.triton.attention_tiling import Tiling
 from lightllm.kernels.triton.linear_op import LinearPacker
 
 INPUTS = Inputs(torch.device("cuda"), torch.bfloat16)

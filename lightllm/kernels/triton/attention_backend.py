@@ -30,47 +30,23 @@ from lightllm.kernels.triton.attention_plan import (
     padding_items,
     share_units,
 )
+from lightllm.kernels.triton.attention_tiling import (
+    HOPPER_HEADS,
+    HOPPER_ROWS,
+    LARGE_ROWS,
+    SMALL_ROWS,
+    Tiling,
+    tiling_for,
+)
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 
-SMALL_ROWS = 16
-LARGE_ROWS = (64, 128)
-HOPPER_ROWS = 128
-HOPPER_HEADS = (64, 128)
-"""Tile and head sizes of the kernel for Hopper."""
 MOST_NARROW = 2**31 - 1
 """Elements of a cache that an int32 can count: addresses are then made in half the instructions."""
 LOG2_E = 1.4426950408889634
-MERGING_PROGRAMS = 2
-"""Programs on each multiprocessor that merge parts: in most steps of most sizes they find nothing to merge."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How the kernel is built for tiles of so many rows: block of keys, warps, pipeline stages, programs that run at
-    once on a multiprocessor."""
-
-    rows: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-    occupancy: int
-
-
 CACHE_BYTES = 24 << 20
 """Keys and values that tiles at work at the same time may share: half the L2 cache of an H100 or H200."""
-ROOMY = 160 << 10
-"""Bytes of shared memory from which the deeper pipelines fit: A100, H100 and later, not the smaller Ampere and Ada."""
-
-
-def tiling_for(rows: int, head_dim: int, shared_bytes: int) -> Tiling:
-    """The tiling measured best on an H200, or one that fits where there is less shared memory."""
-    if head_dim > 128:
-        return Tiling(rows, 32, 8 if rows > 64 else 4, 3 if shared_bytes >= ROOMY else 2, 1)
-    if shared_bytes < ROOMY:
-        return Tiling(rows, 64 if rows <= 64 else 32, 4 if rows <= 64 else 8, 3, 2)
-    if rows <= 32:
-        return Tiling(rows, 64, 2, 7, 2)
-    return Tiling(rows, 64, 4, 3, 2) if rows == 64 else Tiling(rows, 64, 8, 5, 1)
+MERGING_PROGRAMS = 2
+"""Programs on each multiprocessor that merge parts: in most steps of most sizes they find nothing to merge."""
 
 
 def is_wide(cache: Tensor) -> bool:
