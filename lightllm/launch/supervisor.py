@@ -28,8 +28,9 @@ from lightllm.launch.topology import Topology
 
 DRAIN_GRACE_SECONDS = 5.0
 """After the deadline of a drain, how long frontends may take to end their requests with an error and leave."""
-LEAVE_SECONDS = 2.0
-"""How long the other workers may take to leave before they are killed."""
+LEAVE_SECONDS = 5.0
+"""How long the other workers may take to leave before they are killed: an engine may be compiling, or its driver taking
+back a hundred gigabytes."""
 SAME_SIGNAL_SECONDS = 0.3
 """A second signal that soon is the first once more: terminals and wrapper scripts may both pass on a Ctrl-C."""
 LONGEST_SLEEP = 5.0
