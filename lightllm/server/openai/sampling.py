@@ -109,10 +109,14 @@ def read_logit_bias(bias: Mapping[str, float] | None) -> dict[int, float] | None
     if not bias:
         return None
     try:
-        return {_token_id(key): value for key, value in bias.items()}
+        by_id = {_token_id(key): value for key, value in bias.items()}
     except ValueError:
         wrong = next(key for key in bias if not (key.isascii() and key.isdecimal() and len(key) <= 10))
         raise InvalidRequest(f"logit_bias keys must be token ids, got {wrong[:80]!r}", param="logit_bias") from None
+    if len(by_id) < len(bias):
+        twice = next(key for key in bias if key != str(int(key)))
+        raise InvalidRequest(f"logit_bias names a token id twice, once as {twice!r}", param="logit_bias")
+    return by_id
 
 
 def _token_id(key: str) -> int:
