@@ -94,7 +94,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "streamed prompt_logprobs": (CHAT, {"messages": HELLO, "stream": True, "prompt_logprobs": 1}, "prompt_logprobs",
                                  "cannot be streamed"),
     "logit_bias key": (CHAT, {"messages": HELLO, "logit_bias": {"a": 1}}, "logit_bias", "token ids, got 'a'"),
-    "logit_bias twice": (CHAT, {"messages": HELLO, "logit_bias": {"5": 1, "05": 2}}, "logit_bias", "twice, once as '05'"),
+    "logit_bias twice": (CHAT, {"messages": HELLO, "logit_bias": {"5": 1, "05": 2}}, "logit_bias", "once as '05'"),
     "logit_bias value": (CHAT, {"messages": HELLO, "logit_bias": {"1": 101}}, "logit_bias", "[-100, 100]"),
     "logit_bias id": (CHAT, {"messages": HELLO, "logit_bias": {"600": 1}}, "logit_bias", "ids 0 to 599"),
     "allowed ids": (CHAT, {"messages": HELLO, "allowed_token_ids": [601]}, "allowed_token_ids", "601"),
