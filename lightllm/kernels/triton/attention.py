@@ -19,7 +19,7 @@ from triton.language.extra import cuda as tlx
 LOWEST = tl.constexpr(-1.0e38)
 """The running maximum before any key was seen: finite, so that nothing seen gives 0 and not NaN."""
 HIGHEST = tl.constexpr(1.0e38)
-"""The running maximum of rows that are not there: all their weights are 0, and multiplying by 0 takes less power."""
+"""The running maximum of rows that are not there: their weights are 0, where those of a query of zeros would be 1."""
 
 
 @triton.jit
