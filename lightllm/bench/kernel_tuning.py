@@ -120,15 +120,14 @@ class AlgorithmSearch:
         self._found: dict[Algorithm, None] = {}
 
     def fastest(self, x: Tensor, weights: Sequence[Tensor], workspace: SplitWorkspace) -> list[Algorithm]:
-        """The best few found in `SEARCH_SECONDS`, those found for other products and the library's own suggestions
-        among those tried."""
+        """The best few found in `SEARCH_SECONDS`: of the library's own suggestions, those found for other products, and
+        as many more as there is time for."""
         library, sizes = cublaslt.cublaslt(), (x.shape[0], weights[0].shape[0], weights[0].shape[1])
         out = x.new_empty(sizes[:2])
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         timed: list[tuple[float, Algorithm]] = []
         give_up_at = time.perf_counter() + SEARCH_SECONDS
-        first = [*self._found, *library.suggestions(sizes, x.dtype, self._room)]
-        for algorithm in dict.fromkeys([*first, *self._all]):
+        for algorithm in dict.fromkeys([*library.suggestions(sizes, x.dtype, self._room), *self._found, *self._all]):
             if time.perf_counter() > give_up_at:
                 break
             run = library.product(sizes, x.dtype, algorithm, self._room)

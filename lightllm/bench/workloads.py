@@ -78,7 +78,7 @@ SHAPES = {
 def make_requests(shape: WorkloadShape, vocab_size: int, seed: int = 0) -> list[TokenRequest]:
     """The requests of a workload; equal seeds give equal requests. No two workloads share a prefix: the engine would
     find it in its prefix cache."""
-    rng = np.random.default_rng([seed, shape.num_requests, *shape.input_len, *shape.output_len])
+    rng = np.random.default_rng([seed, *shape.name.encode()])
     input_lens = rng.integers(*_half_open(shape.input_len), size=shape.num_requests)
     output_lens = rng.integers(*_half_open(shape.output_len), size=shape.num_requests)
     return [

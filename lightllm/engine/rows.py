@@ -4,7 +4,7 @@
     table[row, position]     slot of the token's KV    [max_rows + 1, max_len + 1] int32
 
 A step refers to rows and positions only; ids that were sampled on the device are already here when the next step
-reads them. The last row belongs to nobody: padding reads and writes there, at its position 0 no token.
+reads them. The last row belongs to nobody: padding writes there, and reads `NO_TOKEN` at its position 0.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def test_workloads_are_drawn_within_their_ranges() -> None:
 
 def test_workloads_share_no_prefix() -> None:
     """Else one would find another's prompts in the prefix cache."""
-    drawn = [make_requests(shape, 100_000, seed) for shape in SHAPES.values() for seed in range(2)]
+    shapes = [*SHAPES.values(), *(shape.scaled(4, (64, 64), (8, 8)) for shape in SHAPES.values())]
+    drawn = [make_requests(shape, 100_000, seed) for seed, shape in enumerate(shapes * 2)]
     starts = [tuple(request.prompt[:3]) for requests in drawn for request in requests]
     assert len(set(starts)) == len(starts)
 

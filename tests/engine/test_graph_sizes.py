@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from lightllm.engine.graphs import CHUNK_SEQUENCES, _chunk_sizes, _decode_sizes
+from lightllm.engine.rows import RowTables
+from lightllm.kernels.reference.pointwise import embed, place_tokens
 
 
 @pytest.mark.parametrize("most", [1, 3, 64, 150, 256, 512, 4000])
@@ -25,3 +28,11 @@ def test_chunks_are_padded_by_a_fifth_at_most(tokens: int, sequences: int) -> No
         few = min(sequences, CHUNK_SEQUENCES[0])
         bucket = next(size for size in sizes if size.tokens >= count and size.sequences >= few)
         assert bucket.tokens - count < max(16, 0.25 * count)
+
+
+def test_padding_is_no_token() -> None:
+    """What graphs are padded with, position 0 of the spare row, has an embedding of 0."""
+    rows = RowTables(3, 10, 99, torch.device("cpu"))
+    where = torch.tensor([rows.spare_row, 0])
+    ids = place_tokens(rows.history, rows.table, where, torch.zeros(2, dtype=torch.int64), torch.tensor([99, 5]))
+    assert embed(ids, torch.ones(7, 4)).sum(1).tolist() == [0, 4]

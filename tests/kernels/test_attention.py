@@ -8,8 +8,9 @@ import torch
 
 from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, SequenceLayout
 from lightllm.kernels.reference.attention import TorchAttention
-from lightllm.kernels.triton import attention_backend
+from lightllm.kernels.triton import attention_backend, launch
 from lightllm.kernels.triton.attention_backend import TritonAttention
+from lightllm.kernels.triton.attention_plan import ITEM_SIZE, KEY_END, KEY_START
 
 STEPS = {
     "one token": ([0], [1]),
@@ -145,11 +146,11 @@ def test_buffers_serve_step_after_step(shape, device):
             assert not actual[3:].any()
 
 
-def test_buffers_may_hold_chunks_too(device):
-    shape = SHAPES[0]
+@pytest.mark.parametrize("shape", [SHAPES[0], HeadShape(8, 2, 64, 64), HeadShape(4, 2, 128, 128)], ids=str)
+def test_buffers_may_hold_chunks_too(shape, device, dtype):
     backend = TritonAttention(shape, device)
     params = make_params("plain", shape, device)
-    layout, q, k_cache, v_cache, table = make_step([128, 0, 5, 64], [1, 41, 1, 17], shape, device, torch.float32)
+    layout, q, k_cache, v_cache, table = make_step([128, 0, 5, 64], [1, 41, 1, 17], shape, device, dtype)
     host = np.empty(backend.buffer_size(8, 64), np.int32)
     memory = torch.empty(len(host), dtype=torch.int32, device=device)
     buffers = backend.make_buffers(8, 64, table, memory)
@@ -157,6 +158,49 @@ def test_buffers_may_hold_chunks_too(device):
     memory.copy_(torch.from_numpy(host))
     actual = backend.run(q, k_cache, v_cache, buffers.plan, params)
     assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
+
+
+STAYING = [(32, 8, 128), (14, 2, 128), (200, 200, 64), (71, 1, 64), (1, 1, 128)]
+"""Query heads, key/value heads and their size, for which the kernel for Hopper may serve."""
+
+
+@pytest.mark.parametrize("heads", STAYING, ids=str)
+@pytest.mark.parametrize(("sequences", "tokens"), [(1, 1), (4, 4), (64, 64), (8, 64), (32, 320), (256, 4096)])
+def test_programs_that_stay_find_every_unit_of_a_step(sequences, tokens, heads, monkeypatch):
+    """What the kernel for Hopper reads, column by column up to the first 0, in plans and in buffers used again."""
+    shape = HeadShape(*heads, rotary_dim=heads[2])
+    monkeypatch.setattr(launch, "_INTERPRETED", launch.Launcher(132, 227 << 10, dependent=True))
+    backend = TritonAttention(shape, torch.device("cpu"))
+    backend._hopper = True
+    table = torch.zeros(sequences, 1, dtype=torch.int32)
+    memory = torch.zeros(backend.buffer_size(sequences, tokens), dtype=torch.int32)
+    buffers = backend.make_buffers(sequences, tokens, table, memory)
+    assert sum(len(part.work) for part in buffers.plan.launches) == len(memory)
+    host = np.full(len(memory), 77, np.int32)
+    rng = np.random.default_rng(sequences)
+    for _ in range(12):
+        count = rng.integers(1, sequences + 1)
+        extra = (
+            rng.multinomial(rng.integers(0, tokens - count + 1), np.ones(count) / count) if tokens > sequences else 0
+        )
+        lens = (np.ones(count) + extra).astype(np.int32)
+        starts = rng.integers(0, rng.choice([1, 200, 9000]), count).astype(np.int32)
+        layout = SequenceLayout(np.arange(count, dtype=np.int32), starts, lens)
+        backend.plan_into(buffers, layout, host)
+        memory.copy_(torch.from_numpy(host))
+        for part in (*buffers.plan.launches, *backend.plan(layout, table).launches):
+            if part.num_programs:
+                _assert_units_are_there(part, shape.num_kv_heads)
+
+
+def _assert_units_are_there(part, num_kv_heads):
+    items = part.items.numpy().reshape(-1, ITEM_SIZE)
+    laps = -(-part.num_items * num_kv_heads // part.num_programs)
+    units = part.units.numpy()[: laps * part.num_programs].reshape(laps, part.num_programs)
+    found = np.sort(units[np.logical_and.accumulate(units > 0)]) - 1
+    with_keys = np.flatnonzero(items[:, KEY_END] > items[:, KEY_START])
+    expected = (with_keys[:, None] * num_kv_heads + np.arange(num_kv_heads)).ravel()
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -15,6 +15,7 @@ from lightllm.kernels.triton.attention_plan import (
     PART,
     POSITION,
     ROW,
+    START_COST,
     TOKEN,
     DecodeItems,
     TileShape,
@@ -76,8 +77,8 @@ def test_programs_that_stay_share_all_units_evenly(sequences, shape, num_program
     for lap, units in enumerate(shared):  # neighbours in the list are computed at the same time
         assert np.array_equal(np.sort(units[units > 0]), 1 + np.arange(num_units)[lap * num_programs :][:num_programs])
     lengths = np.append(0, np.repeat(items[:, KEY_END] - items[:, KEY_START], shape.num_kv_heads))[shared]
-    work = (lengths + 128 * (shared > 0)).sum(0)
-    assert work.max() - work.min() <= lengths.max() + 128
+    work = (lengths + START_COST * (shared > 0)).sum(0)
+    assert work.max() - work.min() <= lengths.max() + START_COST
 
 
 def test_four_prompts_keep_all_programs_busy():

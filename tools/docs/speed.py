@@ -71,10 +71,11 @@ OTHERS = """
 ### Other cards, and before
 
 Tokens per second of the same workloads on other cards of the kind, at earlier revisions, oldest first. Where the power
-limit rules, as it does for prompts and large batches of 8B, cards differ by up to seven per cent. Before revision
-2ac0c64 all workloads drew their prompts from one stream of random numbers: 6% of the tokens of `prefill` and 7% of those
-of `throughput` were then in the prefix cache, left there by the workloads before, so that these figures are too good by
-about as much. The files are in `benchmarks/results/gpu/runs/`.
+limit rules, as it does for prompts and large batches of 8B, cards differ by up to seven per cent; so do hosts, which
+may be why `single` of 0.6B differs by more. Before revision 2ac0c64 all workloads drew their prompts from one stream of
+random numbers: 6% of the tokens of `prefill` and 7% of those of `throughput` were then in the prefix cache, left there
+by the workloads before, so that these figures are too good by about as much. The files are in
+`benchmarks/results/gpu/runs/`.
 """
 
 STARTS = """
@@ -82,7 +83,7 @@ STARTS = """
 
 From starting a process to its first token, random weights made on the device: the engine by itself, and `lightllm
 serve` until the first token of a streamed completion arrives over HTTP. The cache is one of compiled kernels and of
-Python's bytecode; without the latter, importing torch alone takes three to five seconds. Made by
+Python's bytecode. Made by
 `python benchmarks/startup.py benchmarks/models/MODEL` at revision {revision}.
 """
 

@@ -19,7 +19,8 @@ Int32 = NDArray[np.int32]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 NO_TOKEN = -1
-"""The id of padding. Its embedding is 0, and so is what follows from it: multiplying by 0 takes less power."""
+"""The id of padding. Its embedding is 0, and in graphs of decodes so is what follows from it where nothing adds a bias:
+multiplying by 0 takes less power."""
 
 
 class LinearOp(Protocol):

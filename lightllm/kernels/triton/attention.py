@@ -18,8 +18,6 @@ from triton.language.extra import cuda as tlx
 
 LOWEST = tl.constexpr(-1.0e38)
 """The running maximum before any key was seen: finite, so that nothing seen gives 0 and not NaN."""
-HIGHEST = tl.constexpr(1.0e38)
-"""The running maximum of rows that are not there: their weights are 0, where those of a query of zeros would be 1."""
 
 
 @triton.jit
@@ -101,7 +99,7 @@ def attention_kernel(
 
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    highest = tl.where(valid, LOWEST, HIGHEST)
+    highest = tl.full([BLOCK_M], LOWEST, tl.float32)
     low = tl.maximum(key_start, first_position - window + 1) if HAS_WINDOW else key_start
     for start in tl.range(low, key_end, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)

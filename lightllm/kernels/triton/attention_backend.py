@@ -83,7 +83,8 @@ class TileLaunch:
 
     @property
     def merges(self) -> Tensor:
-        return self.work[self.num_items * ITEM_SIZE :]
+        begin = self.num_items * ITEM_SIZE
+        return self.work[begin : begin + self.num_merges * MERGE_SIZE]
 
     @property
     def units(self) -> Tensor:
@@ -128,15 +129,17 @@ class TritonAttention:
             tiling = self._tiling(rows)
             items, merges = make_items(layout, members, self._tile_shape(tiling))
             parts = [items.ravel(), merges.ravel()]
-            if num_programs := self._staying_programs(tiling, len(items)):
+            num_programs = self._staying_programs(tiling, len(items))
+            if num_programs:
                 parts.append(share_units(items, self._shape.num_kv_heads, num_programs).ravel())
-            tiles.append((tiling, items, merges, transfer.add(np.concatenate(parts))))
+            tiles.append((tiling, items, merges, num_programs, transfer.add(np.concatenate(parts))))
         transfer.send()
         return AttentionPlan(table, tuple(self._tile_launch(*tile) for tile in tiles))
 
-    def _tile_launch(self, tiling: Tiling, items: Int32, merges: Int32, work: Uploaded) -> TileLaunch:
+    def _tile_launch(
+        self, tiling: Tiling, items: Int32, merges: Int32, num_programs: int, work: Uploaded
+    ) -> TileLaunch:
         scratch = self._scratch_for(int(merges[:, MERGE_NUM_PARTS].sum()), tiling)
-        num_programs = self._staying_programs(tiling, len(items))
         most = int(items[:, COUNT].max()), int(merges[:, MERGE_COUNT].max(initial=1))
         return TileLaunch(work.tensor, len(items), len(merges), num_programs, *most, tiling, scratch)
 
@@ -173,8 +176,8 @@ class TritonAttention:
     def plan_into(self, buffers: PlanBuffers, layout: SequenceLayout, host: NDArray[np.int32]) -> None:
         """Write this step's items to host [`buffer_size`], which then goes to the buffers' memory.
 
-        Tokens of decodes that are padding get an output of 0, as far as there is room for more items: like all that is
-        computed from it, it then takes little power.
+        Tokens of decodes that are padding get an output of 0 where `attention_kernel` serves them and there is room for
+        more items: like all that is computed from it, it then takes little power.
         """
         assert len(layout.lens) <= buffers.max_sequences and int(layout.lens.sum()) <= buffers.max_tokens
         host[:] = 0

@@ -132,7 +132,8 @@ class DecodeItems:
 
 
 def padding_items(begin: int, end: int) -> Int32:
-    """Items [end - begin, ITEM_SIZE] of tokens that are nobody's: they see no key, so that their output is 0."""
+    """Items [end - begin, ITEM_SIZE] of tokens that are nobody's: they see no key, so that `attention_kernel`, and no
+    other, gives 0."""
     items = np.zeros((end - begin, ITEM_SIZE), np.int32)
     items[:, TOKEN] = np.arange(begin, end)
     items[:, COUNT] = items[:, NUM_PARTS] = 1
@@ -144,8 +145,9 @@ def share_units(items: Int32, num_kv_heads: int, num_programs: int) -> Int32:
     done. Unit i is item i // num_kv_heads with key/value head i % num_kv_heads.
 
     The units of a lap are those that follow each other, so that they share the cache; the longest of them goes to the
-    program that has had the least work.
+    program that has had the least work. Every item has a key: without one, a program would wait for it for ever.
     """
+    assert (items[:, KEY_END] > items[:, KEY_START]).all()
     work = np.repeat(items[:, KEY_END] - items[:, KEY_START] + START_COST, num_kv_heads)
     shared = np.zeros((-(-len(work) // num_programs), num_programs), np.int32)
     done = np.zeros(num_programs, np.int64)

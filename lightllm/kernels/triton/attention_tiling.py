@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SMALL_ROWS = 16
+"""Rows of a tile of decodes, if a key/value head has no more query heads."""
 LARGE_ROWS = (64, 128)
+"""Rows of a tile of chunks, of short ones and of long ones."""
 HOPPER_ROWS = 128
 HOPPER_HEADS = (64, 128)
 """Tile and head sizes of the kernel for Hopper."""
