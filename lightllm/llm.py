@@ -68,6 +68,19 @@ class RequestOutput:
     num_cached_tokens: int = 0
 
 
+@dataclass(slots=True)
+class _Arrived:
+    """Text that nobody has read yet: that of each open stream, and all other. Not part of `LLM`, which would then be in
+    a circle with its detokenizer, so that dropping it would not free its memory at once."""
+
+    results: list[TextOutput] = field(default_factory=list)
+    streams: dict[int, deque[TextOutput]] = field(default_factory=dict)
+
+    def take(self, frontend: int, batch: TextBatch) -> None:
+        for output in batch.outputs:
+            self.streams.get(output.request_id, self.results).append(output)
+
+
 class LLM:
     """A model ready to generate. Keyword arguments are the fields of the settings, e.g. `max_total_tokens=4096`.
 
@@ -84,10 +97,9 @@ class LLM:
         to_engine, self._engine_inbox = _engine_channel()
         to_detokenizer, self._detokenizer_inbox = _detokenizer_channel()
         self._to_engine = to_engine
-        self._results: list[TextOutput] = []
-        self._streams: dict[int, deque[TextOutput]] = {}
+        self._arrived = _Arrived()
         self._loop = EngineLoop(self._parts, [self._engine_inbox], to_detokenizer)
-        self._detokenizer = DetokenizerLoop(self.tokenizer, self._take, to_engine)
+        self._detokenizer = DetokenizerLoop(self.tokenizer, self._arrived.take, to_engine)
         facts = self._parts.facts
         self._intake = Intake(self.tokenizer, facts["vocab_size"], facts["max_model_len"])
         self._request_ids = count(1)
@@ -147,7 +159,7 @@ class LLM:
     def _pieces(self, submit: Submit) -> Iterator[TextOutput]:
         """Several of these may be read in turn: each keeps what arrives for it while another is read."""
         arrived: deque[TextOutput] = deque()
-        self._streams[submit.request_id] = arrived
+        self._arrived.streams[submit.request_id] = arrived
         self._to_engine.send(submit)
         ended = False
         try:
@@ -160,7 +172,7 @@ class LLM:
                     raise error_from_code(*output.error)
                 yield output
         finally:
-            del self._streams[submit.request_id]
+            del self._arrived.streams[submit.request_id]
             if not ended:
                 self._to_engine.send(Abort((submit.request_id,)))
                 self._turn()
@@ -218,7 +230,7 @@ class LLM:
             if owners:
                 self._to_engine.send(Abort(tuple(owners)))
                 self._turn()
-            while self._parts.scheduler.has_work and not self._streams:
+            while self._parts.scheduler.has_work and not self._arrived.streams:
                 self._turn()  # what was launched before a failure runs out
 
     def _turn(self) -> list[TextOutput]:
@@ -228,12 +240,8 @@ class LLM:
         for tokens in self._detokenizer_inbox.receive():
             self._detokenizer.handle(tokens)
         self._detokenizer.flush()
-        results, self._results = self._results, []
+        results, self._arrived.results = self._arrived.results, []
         return results
-
-    def _take(self, frontend: int, batch: TextBatch) -> None:
-        for output in batch.outputs:
-            self._streams.get(output.request_id, self._results).append(output)
 
 
 def override_settings(settings: Settings, values: dict[str, Any]) -> Settings:

@@ -19,7 +19,9 @@ FEWEST_STEPS = 8
 
 
 def fit_step_cost(steps: Sequence[Step]) -> StepCost | None:
-    """The coefficients, or None when there are too few steps to tell."""
+    """The coefficients, or None when there are too few steps to tell. A step of 0 seconds is one that held up something
+    that is done only once."""
+    steps = [step for step in steps if step.seconds > 0]
     if len(steps) < FEWEST_STEPS:
         return None
     features = np.array([(1.0, *step.shape) for step in steps])
@@ -31,7 +33,7 @@ def fit_step_cost(steps: Sequence[Step]) -> StepCost | None:
 
 def relative_error(cost: StepCost, steps: Sequence[Step]) -> float:
     """The median of |predicted - measured| / measured."""
-    errors = [abs(cost.seconds(step.shape) - step.seconds) / step.seconds for step in steps]
+    errors = [abs(cost.seconds(step.shape) - step.seconds) / step.seconds for step in steps if step.seconds > 0]
     return float(np.median(errors))
 
 

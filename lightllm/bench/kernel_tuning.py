@@ -8,6 +8,7 @@ each time after a norm: within a step what counts is also how well a product beg
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -244,7 +245,8 @@ def installed_table(device_name: str) -> Path:
 
 
 def write_table(path: Path, device_name: str, table: Table) -> None:
-    """Write a table, keeping the shapes it already has. Raises ConfigError when that cannot be done."""
+    """Write a table, keeping the shapes and numbers of tokens it already has; whoever reads meanwhile sees the old one
+    or the new. Raises ConfigError when that cannot be done."""
     try:
         known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         kept: Table = known.get("linear", {})
@@ -252,8 +254,11 @@ def write_table(path: Path, device_name: str, table: Table) -> None:
             kept = {
                 shape: {m: e if e[0] != "cublaslt" else ["cublas"] for m, e in s.items()} for shape, s in kept.items()
             }
-        content = {"device": device_name, "linear": {**kept, **table}, "cublaslt": cublaslt.version()}
+        merged = {**kept, **{shape: {**kept.get(shape, {}), **steps} for shape, steps in table.items()}}
+        content = {"device": device_name, "linear": merged, "cublaslt": cublaslt.version()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+        unfinished.replace(path)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"cannot write the table {path}: {error}", param="table") from error

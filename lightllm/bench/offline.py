@@ -92,7 +92,7 @@ def measure(
     """The figures of a run."""
     tokens = total_tokens(requests, shape.counted)
     bound = sum(model.bound(step.work, machine) for step in run.steps)
-    decodes = [step for step in run.steps if step.only_decodes]
+    decodes = [step for step in run.steps if step.only_decodes and step.seconds > 0]  # 0: a graph was captured in it
     decode_bytes = sum(model.bytes_of(step.work) for step in decodes)
     decode_seconds = sum(step.seconds for step in decodes)
     flops = sum(model.flops_of(step.work) for step in run.steps)

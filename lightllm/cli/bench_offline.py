@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -164,5 +165,6 @@ class _Session:
         if path is not None and cost is not None:
             cost.save(path, model=self._name, machine=self._device.name)
             error = relative_error(cost, self._steps)
-            print(f"\nstep-cost model from {len(self._steps)} steps, median error {error:.1%}: {path}")
+            told = sys.stderr if self._flags.json == "-" else sys.stdout
+            print(f"\nstep-cost model from {len(self._steps)} steps, median error {error:.1%}: {path}", file=told)
         return None if cost is None else asdict(cost)

@@ -225,6 +225,8 @@ class StepGraphs:
         if size is None:
             return None
         if size not in self._buckets:
+            if self._full:
+                return None
             self.num_captures += 1
             self._buckets[size] = self._capture(size, step)
         bucket = self._buckets[size]

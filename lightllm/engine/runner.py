@@ -28,6 +28,9 @@ from lightllm.sampling.sampler import LogprobTensors, Sampled, Sampler, Sampling
 
 Int64 = NDArray[np.int64]
 
+SCORED_LOGITS = 1 << 27
+"""Logits of prompt tokens computed at a time: those of a whole chunk would take gigabytes that nobody measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
@@ -72,6 +75,13 @@ class Ticket:
             self.work.result()
 
 
+def failed_ticket(step: int, error: Exception) -> Ticket:
+    """A step whose collection raises the error."""
+    failed: Future[StepResult] = Future()
+    failed.set_exception(error)
+    return Ticket(step, failed)
+
+
 class Engine:
     """A model, its KV pool and its sampler on one device."""
 
@@ -111,9 +121,7 @@ class Engine:
         try:
             return Ticket(plan.step, self._enqueue(plan))
         except Exception as error:  # told when it is collected, as on a CPU
-            failed: Future[StepResult] = Future()
-            failed.set_exception(error)
-            return Ticket(plan.step, failed)
+            return failed_ticket(plan.step, error)
 
     def collect(self, ticket: Ticket) -> StepResult:
         """Wait for a step. Raises what the step raised. Its seconds begin when the one before it was done; 0 if it
@@ -146,7 +154,7 @@ class Engine:
 
     @torch.inference_mode()
     def _enqueue(self, plan: StepPlan) -> Enqueued:
-        begun = time.perf_counter()
+        begun, captures = time.perf_counter(), self._num_captures()
         self._open_rows(plan)
         sampled = np.flatnonzero(plan.sampled)
         lengths = plan.starts + plan.lens
@@ -162,7 +170,7 @@ class Engine:
         prompts = self._score_prompts(plan, hidden[len(sampled) :], scored, download)
         chosen = self._sample(hidden, sampling, places, download) if len(sampled) else None
         download.seal()
-        return Enqueued(plan.step, sampled, download, begun, chosen, prompts)
+        return Enqueued(plan.step, sampled, download, begun, chosen, prompts, self._num_captures() == captures)
 
     def _enqueue_graph(
         self,
@@ -175,7 +183,7 @@ class Engine:
     ) -> Enqueued | None:
         """A step through a captured graph, if one fits; greedy ids of decodes come out of the graph itself."""
         layout = SequenceLayout(plan.rows, plan.starts, plan.lens)
-        captures = graphs.num_captures
+        captures = self._num_captures()
         chosen = None
         if len(sampled) == len(plan.slots):
             rope_lens = np.maximum(lengths, self._rows.prompt_lens(plan.rows))
@@ -199,8 +207,10 @@ class Engine:
             if len(sampled):
                 chosen = self._sample(chunks.hidden, sampling, chunks.places, download)
         download.seal()
-        usual = graphs.num_captures == captures
-        return Enqueued(plan.step, sampled, download, begun, chosen, usual=usual)
+        return Enqueued(plan.step, sampled, download, begun, chosen, usual=self._num_captures() == captures)
+
+    def _num_captures(self) -> int:
+        return 0 if self._graphs is None else self._graphs.num_captures
 
     def _open_rows(self, plan: StepPlan) -> None:
         self._rows.update(plan)
@@ -272,8 +282,12 @@ class Engine:
             targets = self._rows.history[row, start + 1 : start + 1 + len(indices)].long()
             mine, hidden = hidden[: len(indices)], hidden[len(indices) :]
             k = self._wanted_prompt_logprobs[row]
-            tensors = self._sampler.prompt_logprobs(self._model.logits(mine), targets, k)
-            result[sequence] = _send(tensors, download)
+            rows = max(1, SCORED_LOGITS // self._model.spec.vocab_size)
+            parts = [
+                self._sampler.prompt_logprobs(self._model.logits(mine[i : i + rows]), targets[i : i + rows], k)
+                for i in range(0, max(len(mine), 1), rows)
+            ]
+            result[sequence] = _send(LogprobTensors.joined(parts), download)
         return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,18 @@ class LogprobTensors:
             function(self.chosen), function(self.ranks), function(self.top_ids), function(self.top_values)
         )
 
+    @staticmethod
+    def joined(parts: Sequence[LogprobTensors]) -> LogprobTensors:
+        """Those of several runs of positions as one; at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        return LogprobTensors(
+            torch.cat([part.chosen for part in parts]),
+            torch.cat([part.ranks for part in parts]),
+            torch.cat([part.top_ids for part in parts]),
+            torch.cat([part.top_values for part in parts]),
+        )
+
 
 def score(logits: Tensor, targets: Tensor, k: int) -> LogprobTensors:
     """Scores of targets [L] under logits [L, vocab] (any float dtype, unchanged), with the k likeliest tokens.
@@ -41,15 +53,8 @@ def score(logits: Tensor, targets: Tensor, k: int) -> LogprobTensors:
     vocab_size = logits.shape[1]
     k = vocab_size if k == WHOLE_VOCABULARY else min(k, vocab_size)
     rows = rows_per_block(logits.device.type, vocab_size)
-    blocks = [_score(logits[i : i + rows], targets[i : i + rows], k) for i in range(0, max(len(logits), 1), rows)]
-    if len(blocks) == 1:
-        return blocks[0]
-    return LogprobTensors(
-        torch.cat([block.chosen for block in blocks]),
-        torch.cat([block.ranks for block in blocks]),
-        torch.cat([block.top_ids for block in blocks]),
-        torch.cat([block.top_values for block in blocks]),
-    )
+    starts = range(0, max(len(logits), 1), rows)
+    return LogprobTensors.joined([_score(logits[i : i + rows], targets[i : i + rows], k) for i in starts])
 
 
 def _score(logits: Tensor, targets: Tensor, k: int) -> LogprobTensors:

@@ -8,7 +8,6 @@ in the offline API beside its caller.
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections import deque
@@ -22,8 +21,16 @@ import torch
 from lightllm.config.generation import GenerationDefaults, read_generation_defaults
 from lightllm.config.settings import Settings
 from lightllm.engine.build import BuiltEngine, Resolved, build
-from lightllm.engine.runner import Engine, Ticket
-from lightllm.errors import Backpressure, CheckpointError, InvalidRequest, LightLLMError, OutOfMemory, ProtocolError
+from lightllm.engine.runner import Engine, Ticket, failed_ticket
+from lightllm.errors import (
+    Backpressure,
+    CheckpointError,
+    EngineError,
+    InvalidRequest,
+    LightLLMError,
+    OutOfMemory,
+    ProtocolError,
+)
 from lightllm.ipc import Poller, Receiver, Sender
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.messages import (
@@ -101,8 +108,6 @@ def build_parts(settings: Settings, directory: Path) -> EngineParts:
         "device": _resolved(built, "device"),
         "dtype": _resolved(built, "dtype"),
     }
-    gc.collect()
-    gc.freeze()  # what was loaded stays: later collections need not look at it
     return EngineParts(scheduler, built.engine, facts, built.resolved)
 
 
@@ -203,15 +208,22 @@ class EngineLoop:
             return False
         if self._meters is not None:
             self._meters.planned(plan, time.perf_counter() - begun)
-        self._tickets.append(self._engine.launch(plan))
+        try:
+            ticket = self._engine.launch(plan)
+        except BaseException:  # Ctrl-C in the offline API: the scheduler counts on this step
+            self._tickets.append(failed_ticket(plan.step, EngineError("interrupted while it was launched")))
+            raise
+        self._tickets.append(ticket)
         return True
 
     def _collect(self) -> list[TokenOutput]:
-        ticket = self._tickets.popleft()
+        ticket = self._tickets[0]  # stays there if waiting for it is interrupted
         try:
             result = self._engine.collect(ticket)
         except Exception as error:
+            self._tickets.popleft()
             return self._survive(error)
+        self._tickets.popleft()
         if self._meters is not None:
             self._meters.stepped(result.seconds)
         return self._apply(result)

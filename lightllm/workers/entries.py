@@ -38,7 +38,8 @@ def engine(worker: Worker) -> None:
     outbox = worker.sender("detokenizer", DetokenizerInbox)
     meters = EngineMeters(MetricSet(worker.board), parts.scheduler)
     loop = EngineLoop(parts, worker.receivers(EngineInbox), outbox, generation=worker.generation, meters=meters)
-    gc.freeze()
+    gc.collect()
+    gc.freeze()  # what was loaded stays: later collections need not look at it
     gc.enable()
     worker.ready(parts.facts)
     loop.run()

@@ -83,6 +83,8 @@ def test_a_cost_model_is_found_again_from_its_own_steps() -> None:
     assert found is not None and relative_error(found, steps) < 1e-6
     assert found.per_context == pytest.approx(2e-7)
     assert fit_step_cost(steps[:3]) is None
+    unmeasured = Step(shapes[0], work, 1, 0.0)
+    assert fit_step_cost([unmeasured, *steps]) == found and relative_error(found, [unmeasured, *steps]) < 1e-6
 
 
 def test_latencies_and_goodput() -> None:

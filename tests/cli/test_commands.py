@@ -45,17 +45,20 @@ def test_bench_offline_writes_figures_and_a_cost_model(tiny_llama: Path, tmp_pat
     bare.mkdir()
     shutil.copy(tiny_llama / "config.json", bare)
     report, cost = tmp_path / "report.json", tmp_path / "cost.json"
-    done = run(
+    command = (
         *("bench", "offline", str(bare), "--dummy", "--workload", "ragged", "--requests", "4"),
-        *("--input-len", "4-20", "--output-len", "8-12", "--max-total-tokens", "512"),
-        *("--json", str(report), "--cost-model", str(cost)),
+        *("--input-len", "4-20", "--output-len", "8-12", "--max-total-tokens", "512", "--cost-model", str(cost)),
     )
+    done = run(*command, "--json", str(report))
     assert done.returncode == 0, done.stderr
-    assert "ragged (output)" in done.stdout
+    assert "ragged (output)" in done.stdout and "step-cost model" in done.stdout
     (result,) = json.loads(report.read_text())["results"]
     assert result["tokens_per_second"] > 0
     assert result["ttft"]["count"] == 4
     assert json.loads(cost.read_text())["format"] == "lightllm-step-cost"
+    done = run(*command, "--json", "-")
+    assert "step-cost model" in done.stderr
+    assert json.loads(done.stdout)["results"][0]["workload"] == "ragged"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from lightllm import LLM, LightLLMError, SamplingParams
+from lightllm.engine import runner
 from lightllm.errors import ContextLengthExceeded, EngineError, InvalidRequest
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, top_k=40, seed=11, max_tokens=12, ignore_eos=True)
@@ -130,6 +133,48 @@ def test_a_failed_step_fails_its_requests_only(llm: LLM, monkeypatch: pytest.Mon
         run(llm, [ids(5)], [SAMPLED])
     monkeypatch.setattr(model, "forward", whole)
     assert len(run(llm, [ids(5)], [SAMPLED])[0]) == 12
+
+
+@pytest.mark.parametrize("where", ["launch", "collect"])
+def test_an_interrupt_ends_what_ran_and_nothing_else(where: str, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a step is launched, or waited for: the next prompt finds all in order."""
+    engine, turn, short = llm._parts.engine, itertools.count(), SamplingParams(temperature=0, max_tokens=2)
+    expected = run(llm, [ids(5)], [short])
+    whole = getattr(engine, where)
+
+    def interrupted(argument: object) -> object:
+        if next(turn) == 4:
+            raise KeyboardInterrupt
+        return whole(argument)
+
+    monkeypatch.setattr(engine, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(llm, [ids(5), ids(9)], [SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)] * 2)
+    assert not llm._parts.scheduler.has_work
+    assert run(llm, [ids(5)], [short]) == expected
+
+
+def test_a_dropped_engine_frees_its_memory(tiny_llama: Path) -> None:
+    """At once, without a garbage collection, which may be far away: the next one needs the room."""
+    llm = LLM(str(tiny_llama))
+    run(llm, [ids(5)], [SAMPLED])
+    engine = llm._parts.engine
+    left = [weakref.ref(part) for part in (llm, engine, engine._model)]
+    llm.close()
+    del llm, engine
+    assert [part() for part in left] == [None] * 3
+
+
+def test_prompts_are_scored_by_blocks(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = [SamplingParams(max_tokens=0, prompt_logprobs=k, temperature=0) for k in (2, -1)]
+    whole = llm.generate([ids(70), ids(33, 1)], params, progress=False)
+    monkeypatch.setattr(runner, "SCORED_LOGITS", 3 * 512)
+    blocks = llm.generate([ids(70), ids(33, 1)], params, progress=False)
+    for mine, plain in zip(blocks, whole, strict=True):
+        assert mine.prompt_logprobs is not None and plain.prompt_logprobs is not None
+        for found, expected in zip(mine.prompt_logprobs[1:], plain.prompt_logprobs[1:], strict=True):
+            assert found is not None and expected is not None
+            assert found.logprob == pytest.approx(expected.logprob, abs=1e-4) and found.rank == expected.rank
 
 
 def test_idle_time_is_for_rehearsals_until_they_end_or_memory_does(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

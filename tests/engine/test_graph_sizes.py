@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from lightllm.engine.graphs import CHUNK_SEQUENCES, _chunk_sizes, _decode_sizes
+from lightllm.engine.graphs import CHUNK_SEQUENCES, StepGraphs, _chunk_sizes, _decode_sizes
 from lightllm.engine.rows import RowTables
+from lightllm.kernels.ops.contracts import SequenceLayout
 from lightllm.kernels.reference.pointwise import embed, place_tokens
 
 
@@ -28,6 +30,14 @@ def test_chunks_are_padded_by_a_fifth_at_most(tokens: int, sequences: int) -> No
         few = min(sequences, CHUNK_SEQUENCES[0])
         bucket = next(size for size in sizes if size.tokens >= count and size.sequences >= few)
         assert bucket.tokens - count < max(16, 0.25 * count)
+
+
+def test_without_room_for_graphs_none_is_tried() -> None:
+    graphs = object.__new__(StepGraphs)  # a GPU is needed to make one
+    graphs._decodes, graphs._buckets, graphs._full = list(_decode_sizes(8)), {}, True
+    graphs._capture = lambda *_: pytest.fail("captured")  # type: ignore[method-assign]
+    one = np.ones(1, np.int32)
+    assert graphs.decode(SequenceLayout(one, one, one), one, np.ones(1, np.int64)) is None
 
 
 def test_padding_is_no_token() -> None:

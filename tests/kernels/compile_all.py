@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import torch
-from fake_device import CAPABILITY, compiled
+from fake_device import CAPABILITY, SHARED_BYTES, compiled
 
 from lightllm.kernels.ops.contracts import AttentionParams, HeadNorms, HeadShape, SequenceLayout
 from lightllm.kernels.triton import activation, attention_backend, launch, linear_op, norm, rotary, sampling_op, tokens
@@ -43,7 +43,8 @@ def pointwise() -> None:
 
 def attention() -> None:
     kinds = [{}, {"window": 5}, {"soft_cap": 30.0}, {"alibi_slopes": zeros(32, dtype=torch.float32)}]
-    for shape, kind in [*((SHAPES[0], kind) for kind in kinds), *((shape, {}) for shape in SHAPES[1:])]:
+    large = [HeadShape(8, 1, 256, 256), HeadShape(8, 8, 256, 256)]
+    for shape, kind in [*((SHAPES[0], kind) for kind in kinds), *((shape, {}) for shape in (*SHAPES[1:], *large))]:
         backend = attention_backend.TritonAttention(shape, CPU)
         backend._hopper = HOPPER
         layout = SequenceLayout(*(np.array(v, np.int32) for v in ([0, 1, 2], [9000, 0, 3], [1, 300, 20])))
@@ -100,8 +101,7 @@ def rehearsed_sampling() -> None:
     assert len(compiled) == known, compiled[known:]
 
 
-if HOPPER:
-    launch._INTERPRETED = launch.Launcher(num_processors=132, shared_bytes=227 << 10, dependent=True)
+launch._INTERPRETED = launch.Launcher(num_processors=132, shared_bytes=SHARED_BYTES, dependent=HOPPER)
 with torch.inference_mode():
     for attempt in range(2):  # together, which leaves out what fails; then one by one, which does not
         for kernels in (pointwise, attention, products, sampling):

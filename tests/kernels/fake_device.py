@@ -11,6 +11,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 CAPABILITY = int(os.environ.get("FAKE_CAPABILITY", "90"))
+SHARED_BYTES = {80: 163, 90: 227}.get(CAPABILITY, 99) << 10
+"""What a program may have of a multiprocessor's."""
 launched: list[str] = []
 compiled: list[tuple[str, bool]] = []
 """Kernels, and whether they came from the cache."""
@@ -20,7 +22,7 @@ threads: set[threading.Thread] = set()
 
 class _Utils:
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": (227 if CAPABILITY == 90 else 163 if CAPABILITY == 80 else 99) << 10}
+        return {"max_shared_mem": SHARED_BYTES}
 
     def load_binary(self, *_: Any) -> tuple[object, object, int, int, int]:
         threads.add(threading.current_thread())

@@ -82,7 +82,8 @@ def test_tuning_writes_a_table_and_keeps_what_it_had(
     machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "new" / "toy_gpu.json"
-    kernel_tuning.write_table(table, "Toy GPU", {"8x8": {"1": ["cublas"]}})
+    first = "x".join(map(str, TINY.weights()["qkv"]))
+    kernel_tuning.write_table(table, "Toy GPU", {"8x8": {"1": ["cublas"]}, first: {"96": ["cublas"]}})
     choices = [Vector(32, 64, 2), Vector(3, 64, 2), Tile(64, 64, 1, 2, 4)]  # the second cannot be compiled
     monkeypatch.setattr(kernel_tuning, "candidates", lambda tokens: choices)
     monkeypatch.setattr(kernel_tuning, "TOKENS", (1, 2))
@@ -95,6 +96,8 @@ def test_tuning_writes_a_table_and_keeps_what_it_had(
     assert main([*arguments, "--table", str(table), "--json", str(tmp_path / "rows.json")]) == 0
     shapes = json.loads(table.read_text())["linear"]
     assert shapes.pop("8x8") == {"1": ["cublas"]}
+    assert shapes[first].pop("96") == ["cublas"]  # as after a run that was stopped
+    assert [path.name for path in table.parent.iterdir()] == [table.name]
     assert set(shapes) == {f"{rows}x{size}" for rows, size in TINY.weights().values()}
     for shape, steps in shapes.items():
         prompts = shape != f"{TINY.vocab}x{TINY.hidden}"

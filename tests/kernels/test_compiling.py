@@ -61,16 +61,51 @@ assert len(launched) > 9
 """
 
 
-def test_compiled_together(tmp_path: Path) -> None:
+THREADS = """
+import threading
+import torch
+from fake_device import launched
+
+from lightllm.kernels.triton import norm
+from lightllm.kernels.triton.compiling import compiled_together
+
+x = torch.ones(4, 64, dtype=torch.float16)
+
+def launch():
+    norm.rms_norm(x, x[0], 1e-5)
+
+def elsewhere(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+def compile_too():
+    with compiled_together():
+        launch()
+
+with compiled_together():
+    launch()
+    elsewhere(launch).join()
+    assert len(launched) == 1, "another thread's kernels run"
+    waiting = elsewhere(compile_too)
+waiting.join()
+assert len(launched) == 1
+launch()
+assert len(launched) == 2, "and all do again afterwards"
+"""
+
+
+@pytest.mark.parametrize("script", [SCRIPT, THREADS], ids=["one thread", "several threads"])
+def test_compiled_together(script: str, tmp_path: Path) -> None:
     root = Path(__file__).parent.parent.parent
     path = os.pathsep.join([str(root), str(Path(__file__).parent)])
     environment = {**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", SCRIPT]
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 86, 90])
 def test_every_kernel_compiles_for_gpus_that_are_not_here(capability: int, tmp_path: Path) -> None:
     """The interpreter accepts more than the compiler does."""
     here = Path(__file__).parent

@@ -32,7 +32,8 @@ ROOMY = 160 << 10
 def tiling_for(rows: int, head_dim: int, shared_bytes: int) -> Tiling:
     """The tiling measured best on an H200, or one that fits where there is less shared memory."""
     if head_dim > 128:
-        return Tiling(rows, 32, 8 if rows > 64 else 4, 3 if shared_bytes >= ROOMY else 2, 1)
+        block_n = 32 if rows <= 64 or shared_bytes >= ROOMY else 16
+        return Tiling(rows, block_n, 8 if rows > 64 else 4, 3 if shared_bytes >= ROOMY else 2, 1)
     if shared_bytes < ROOMY:
         return Tiling(rows, 64 if rows <= 64 else 32, 4 if rows <= 64 else 8, 3, 2)
     if rows <= 32:

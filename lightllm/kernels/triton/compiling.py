@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Thread
+from threading import Lock, Thread, get_ident
 from typing import Any
 
 from triton import AsyncCompileMode
@@ -21,24 +21,28 @@ from triton.runtime.jit import JITFunction
 
 from lightllm.device.device import usable_cores
 
+_one_at_a_time = Lock()
+
 
 @contextmanager
 def compiled_together() -> Iterator[None]:
     """Within, a launch compiles and does not run: what kernels write stays as it was. At the end all are compiled.
 
-    A kernel that does not compile is left alone, to fail where it is launched. Only one thread may launch meanwhile.
+    A kernel that does not compile is left alone, to fail where it is launched. Other threads launch as ever; if they
+    come here, they wait.
     """
-    launch = JITFunction.run
+    with _one_at_a_time:
+        launch, owner = JITFunction.run, get_ident()
 
-    def compile_only(function: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        return launch(function, *args, grid=grid, warmup=True, **options)
+        def compile_only(function: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+            return launch(function, *args, grid=grid, warmup=warmup or get_ident() == owner, **options)
 
-    JITFunction.run = compile_only
-    try:
-        with _Compilers(usable_cores()) as compilers, AsyncCompileMode(compilers, ignore_errors=True):
-            yield
-    finally:
-        JITFunction.run = launch
+        JITFunction.run = compile_only
+        try:
+            with _Compilers(usable_cores()) as compilers, AsyncCompileMode(compilers, ignore_errors=True):
+                yield
+        finally:
+            JITFunction.run = launch
 
 
 def hash_triton_early() -> None:
