@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -58,6 +59,8 @@ def run(argv: Sequence[str]) -> int:
     from lightllm.bench.pipeline import TokenPipeline
 
     pipeline = TokenPipeline(settings_of(flags.model, flags.engine, flags.scheduler), directory)
+    gc.collect()
+    gc.freeze()  # as in a server's engine: collections during a run need not look at what was loaded
     try:
         for shape in shapes:
             _check_fits(shape, pipeline.facts["max_model_len"])
