@@ -75,7 +75,7 @@ class TokenPipeline:
 
     def run(self, requests: Sequence[TokenRequest]) -> Run:
         """Run all requests to their full length. Raises the error of the first that fails."""
-        self._recorder.steps = []
+        self._recorder.begin()
         begun = time.perf_counter()
         open_requests: dict[int, Generated] = {}
         for request in requests:
@@ -89,7 +89,8 @@ class TokenPipeline:
                 self._take(output, open_requests, time.perf_counter() - begun)
             if not busy and open_requests:
                 raise EngineError(f"{len(open_requests)} requests wait and nothing runs")
-        return Run(generated, self._recorder.steps, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        return Run(generated, self._recorder.steps(), seconds)
 
     def prepare(self) -> None:
         """Do what a server does while it is idle: capture the graphs that later steps would wait for."""
@@ -133,7 +134,15 @@ class _Recorder:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._plans: dict[int, StepPlan] = {}
-        self.steps: list[Step] = []
+        self._done: list[tuple[StepPlan, float]] = []
+
+    def begin(self) -> None:
+        """Forget the steps of the last run."""
+        self._done = []
+
+    def steps(self) -> list[Step]:
+        """The steps since then. Worked out here, after the run: what it costs is not part of what is measured."""
+        return [Step(shape_of(plan), StepWork.of(plan), plan.num_sequences, seconds) for plan, seconds in self._done]
 
     def launch(self, plan: StepPlan) -> Ticket:
         self._plans[plan.step] = plan
@@ -141,8 +150,7 @@ class _Recorder:
 
     def collect(self, ticket: Ticket) -> StepResult:
         result = self._engine.collect(ticket)
-        plan = self._plans.pop(ticket.step)
-        self.steps.append(Step(shape_of(plan), StepWork.of(plan), plan.num_sequences, result.seconds))
+        self._done.append((self._plans.pop(ticket.step), result.seconds))
         return result
 
     def prepare_next(self) -> bool:
