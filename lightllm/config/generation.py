@@ -23,7 +23,7 @@ class GenerationDefaults:
 def read_generation_defaults(directory: Path) -> GenerationDefaults:
     """From generation_config.json; without one the end ids of config.json and no recommendations.
 
-    `do_sample` false recommends greedy decoding, whatever temperature stands beside it.
+    `do_sample` false recommends greedy decoding, whatever temperature stands beside it; a repetition penalty stays.
 
     Raises CheckpointError for a file that is no JSON object, end ids that are no integers, values that are no numbers.
     """
@@ -40,7 +40,7 @@ def read_generation_defaults(directory: Path) -> GenerationDefaults:
             where = directory / "generation_config.json"
             raise CheckpointError(f"{where}: {name} must be a number, got {value!r}", param=name)
     if values.get("do_sample") is False:
-        sampling = {"temperature": 0.0}
+        sampling = {"temperature": 0.0} | {k: v for k, v in sampling.items() if k == "repetition_penalty"}
     return GenerationDefaults(tuple(ids), sampling)
 
 

@@ -69,6 +69,8 @@ def parse_rope(section: Mapping[str, Any] | None, theta: float, rotary_dim: int,
     for key in section:
         if key not in known:
             raise CheckpointError(f"unknown key {key!r} in the rope parameters of type {kind!r}", param=key)
+    section = {key: value for key, value in section.items() if value is not None}
+    _check_numbers(section)
     for key in _KEYS[kind]:
         if key not in section and key not in _OPTIONAL and key != "original_max_position_embeddings":
             raise CheckpointError(f"rope type {kind!r} needs the key {key!r}", param=key)
@@ -77,7 +79,20 @@ def parse_rope(section: Mapping[str, Any] | None, theta: float, rotary_dim: int,
     theta = section.get("rope_theta") or theta
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
         raise CheckpointError(f"rope_theta must be a number above 0, got {theta!r}", param="rope_theta")
+    if kind == "yarn" and theta <= 1:
+        raise CheckpointError(f"rope_theta must be above 1 for yarn, got {theta!r}", param="rope_theta")
     return RopeConfig(kind, float(theta), rotary_dim, int(trained), section)
+
+
+def _check_numbers(section: Mapping[str, Any]) -> None:
+    for key in {key for keys in _KEYS.values() for key in keys}.intersection(section) - {"truncate"}:
+        value = section[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise CheckpointError(f"{key} must be a number of at least 0, got {value!r}", param=key)
+        if key == "factor" and not value:
+            raise CheckpointError("factor must be above 0, got 0", param=key)
+        if key == "original_max_position_embeddings" and (value != int(value) or not value):
+            raise CheckpointError(f"{key} must be an integer above 0, got {value!r}", param=key)
 
 
 class RotaryAngles:

@@ -57,9 +57,8 @@ class SafetensorsSource:
         self.num_bytes += tensor.nbytes
         return tensor
 
-    def ignore(self, name: str) -> None:
-        if name in self._untaken:
-            self._let_go(name)
+    def has(self, name: str) -> bool:
+        return name in self._homes
 
     def check_all_taken(self) -> None:
         """Raise CheckpointError if the checkpoint has weights that no layer took."""
@@ -168,8 +167,8 @@ class DummySource:
         self.num_bytes += target.nbytes
         return target
 
-    def ignore(self, name: str) -> None:
-        pass
+    def has(self, name: str) -> bool:
+        return False
 
     def check_all_taken(self) -> None:
         pass
@@ -185,20 +184,25 @@ def _empty_stack(parts: Sequence[tuple[str, tuple[int, ...]]], dtype: torch.dtyp
 
 
 def _find_tensors(directory: Path) -> dict[str, Path]:
-    """Which file holds which tensor, from the index if there is one, else from the files themselves."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
+    """Which file holds which tensor: `model.safetensors` all if there is one, as Transformers has it, else what the
+    index says, else what the files themselves do."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if index.is_file() and not single.is_file():
         return _read_index(index)
-    files = sorted(directory.glob("*.safetensors"))
+    files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{directory} has no safetensors weights (for random ones use --dummy)")
     homes: dict[str, Path] = {}
     for path in files:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                homes.update(dict.fromkeys(file.keys(), path))
+                found = dict.fromkeys(file.keys(), path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+        twice = next((name for name in found if name in homes), None)
+        if twice is not None:
+            raise CheckpointError(f"{directory}: {homes[twice].name} and {path.name} both hold {twice}")
+        homes.update(found)
     return homes
 
 
@@ -208,7 +212,7 @@ def _read_index(index: Path) -> dict[str, Path]:
         homes = {name: index.parent / file for name, file in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(f"{index} is not a readable weight index: {error!r}") from error
-    for path in set(homes.values()):
-        if path.resolve().parent != index.parent.resolve() or not path.is_file():
-            raise CheckpointError(f"{index} names {path.name}, which is not beside it")
+    for file in set(entries.values()):  # which may be links to elsewhere, as in the hub's cache
+        if Path(file).name != file or not (index.parent / file).is_file():
+            raise CheckpointError(f"{index} names {file}, which is not beside it")
     return homes

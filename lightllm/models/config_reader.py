@@ -62,6 +62,10 @@ class ConfigReader:
         """A value, or None, without taking the key."""
         return self._values.get(key)
 
+    def has(self, key: str) -> bool:
+        """Whether the config has the key, null included, without taking it."""
+        return key in self._values
+
     def integer(self, key: str, default: int | object = _MISSING, *, minimum: int = 1) -> int:
         value = self._take(key, default)
         if isinstance(value, bool) or not isinstance(value, int):

@@ -128,12 +128,7 @@ class Decoder:
         self._embedding = source.take("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size))
         self._blocks = [DecoderBlock(spec, layer, source, scheme) for layer in range(spec.num_layers)]
         self._norm = source.take("model.norm.weight", (spec.hidden_size,))
-        head = self._embedding
-        if spec.tied_head:
-            source.ignore("lm_head.weight")
-        else:
-            head = source.take("lm_head.weight", (spec.vocab_size, spec.hidden_size))
-        self._head = kernels.pack_linear(head, None)
+        self._head = kernels.pack_linear(self._head_weight(source), None)
         self._angles = RotaryAngles(spec.rope, max_len, device)
 
     def forward(self, batch: ForwardBatch, pool: KvPool) -> Tensor:
@@ -151,6 +146,13 @@ class Decoder:
             x = kernels.add_rms_norm(block.output(x), residual, block.ffn_norm, eps)
             x = block.down(block.gate_up.gated(x, self.spec.activation))
         return kernels.add_rms_norm(x, residual, self._norm, eps)
+
+    def _head_weight(self, source: WeightSource) -> Tensor:
+        """The head [vocab, H]: the embedding if both are tied, unless the checkpoint has a head that differs."""
+        if self.spec.tied_head and not source.has("lm_head.weight"):
+            return self._embedding
+        head = source.take("lm_head.weight", self._embedding.shape)
+        return self._embedding if self.spec.tied_head and torch.equal(head, self._embedding) else head
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, H] -> [N, vocab]."""

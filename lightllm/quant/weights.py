@@ -26,6 +26,6 @@ class WeightSource(Protocol):
         """
         ...
 
-    def ignore(self, name: str) -> None:
-        """The checkpoint may have `name`, and nobody needs it."""
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has `name`; random weights have only what is taken."""
         ...

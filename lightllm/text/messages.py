@@ -69,11 +69,13 @@ def _message(message: Any, place: str, traits: TemplateTraits) -> dict[str, Any]
     fields: dict[str, Any] = plain_data(message, place)
     fields = {name: value for name, value in fields.items() if value is not None}
     role = fields["role"] = _role(fields.get("role"), place, traits)
-    calls = _tool_calls(fields.pop("tool_calls", []), f"{place}.tool_calls", traits)
-    if calls:  # an empty list means none, but templates ask only whether there is a list
+    calls = _tool_calls(fields.get("tool_calls", []), f"{place}.tool_calls", traits)
+    if calls:
         fields["tool_calls"] = calls
+    else:  # an empty list means none, but templates ask only whether there is a list
+        fields.pop("tool_calls", None)
     _name_reasoning(fields, place)
-    content = fields.pop("content", None)
+    content = fields.get("content")
     if content is not None:
         fields["content"] = _content(content, role, f"{place}.content", traits)
     elif role != "assistant" or not (calls or "reasoning_content" in fields):
@@ -103,7 +105,7 @@ def _content(content: Any, role: str, place: str, traits: TemplateTraits) -> Any
     if not isinstance(content, list):
         raise _wrong(place, "a string or a list of parts", content)
     texts = [_part_text(part, f"{place}[{index}]") for index, part in enumerate(content)]
-    if traits.iterates_parts and role != "tool":
+    if traits.iterates_parts and (role != "tool" or not traits.takes_string_content):
         return [{"type": "text", "text": text} for text in texts]
     return "\n".join(texts)
 

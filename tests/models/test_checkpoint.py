@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from lightllm import LLM, LightLLMError, SamplingParams
 from lightllm.device.file_reader import FileReader
 from lightllm.errors import CheckpointError, ConfigError, OutOfMemory
 from lightllm.models.checkpoint import DummySource, SafetensorsSource
+from lightllm.models.config_reader import ConfigReader
+from lightllm.models.registry import read_model_spec
 
 
 @pytest.fixture
@@ -108,8 +111,51 @@ def test_no_weights_names_the_flag(broken: Path) -> None:
 
 def test_index_may_not_lead_outside(broken: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
+    (broken / "model.safetensors").rename(broken.parent / "elsewhere.safetensors")
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "elsewhere.safetensors" in refusal(broken).message
+
+
+def split(directory: Path) -> None:
+    """Turn model.safetensors into two shards and an index."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    shards = {f"model-{turn}-of-2.safetensors": sorted(tensors)[turn::2] for turn in (0, 1)}
+    for file, names in shards.items():
+        save_file({name: tensors[name] for name in names}, directory / file)
+    index = {"weight_map": {name: file for file, names in shards.items() for name in names}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def greedy(directory: Path) -> list[int]:
+    with LLM(str(directory)) as llm:
+        params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+        return llm.generate([[5, 6, 7]], params, progress=False)[0].outputs[0].token_ids
+
+
+def test_shards_may_be_links_into_a_cache(broken: Path, tmp_path: Path) -> None:
+    """As in the hub's cache, where every file of a snapshot is a link to a blob elsewhere."""
+    expected = greedy(broken)
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    split(broken)
+    for number, path in enumerate(sorted(broken.iterdir())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    assert greedy(broken) == expected
+
+
+def test_the_single_file_comes_first_and_nothing_is_there_twice(broken: Path) -> None:
+    """As in Transformers: what lies beside model.safetensors, shards or an adapter, does not count."""
+    expected, single = greedy(broken), (broken / "model.safetensors").read_bytes()
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in load_file(broken / "model.safetensors").items()}
+    save_file(tensors, broken / "zz.safetensors")
+    assert greedy(broken) == expected
+    split(broken)
+    (broken / "model.safetensors.index.json").unlink()
+    assert "both hold" in refusal(broken).message
+    (broken / "model.safetensors").write_bytes(single)
+    assert greedy(broken) == expected
 
 
 def test_dummy_weights_need_only_a_config(broken: Path) -> None:
@@ -137,6 +183,15 @@ def test_dummy_weights_need_only_a_config(broken: Path) -> None:
             "rope_theta must be a number above 0, got -1",
         ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "twist": 2}}, "twist"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "factor must be a number of at least 0, got '2'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor must be above 0, got 0"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": None}}, "needs the key 'factor'"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 20.5}},
+            "original_max_position_embeddings must be an integer above 0, got 20.5",
+        ),
+        ({"rope_parameters": {"partial_rotary_factor": "0.5"}}, "partial_rotary_factor must be a number, got '0.5'"),
+        ({"partial_rotary_factor": 2.0}, "must be even and from 2 to"),
         ({"mlp_bias": True}, "bias"),
     ],
 )
@@ -154,6 +209,43 @@ def test_unknown_key_can_be_allowed(broken: Path) -> None:
 def test_older_rope_keys(broken: Path) -> None:
     change_config(broken, rope_parameters=..., rope_theta=10000.0, rope_scaling={"type": "linear", "factor": 2.0})
     LLM(str(broken)).close()
+
+
+def test_rope_scaling_added_by_hand_counts(broken: Path) -> None:
+    """As in Transformers, which writes the newer section and takes the older."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    change_config(broken, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, rope_scaling=yarn)
+    rope = read_model_spec(ConfigReader.load(broken)).rope
+    assert (rope.kind, rope.theta, rope.stretched_positions) == ("yarn", 5e5, 256)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_what_a_config_leaves_out_is_the_familys_default(family: str) -> None:
+    values = {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 30, "intermediate_size": 64}
+    values |= {"vocab_size": 99, "use_sliding_window": True} if family != "Llama" else {"vocab_size": 99}
+    theirs = getattr(transformers, f"{family}Config")(**values, num_key_value_heads=2)
+    ours = read_model_spec(ConfigReader({**values, "num_key_value_heads": 2, "model_type": family.lower()}))
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 24)
+    assert ours.max_position == theirs.max_position_embeddings
+    windows = (
+        [theirs.sliding_window if kind == "sliding_attention" else None for kind in theirs.layer_types or []]
+        if (family != "Llama")
+        else []
+    )
+    assert list(ours.windows) == windows
+
+
+def test_a_tied_head_that_differs_is_not_tied(broken: Path) -> None:
+    """As in Transformers, which compares the two."""
+    expected = greedy(broken)
+    change_config(broken, tie_word_embeddings=True)
+    assert greedy(broken) == expected
+    tensors = load_file(broken / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, broken / "model.safetensors")
+    tied = greedy(broken)
+    del tensors["lm_head.weight"]
+    save_file(tensors, broken / "model.safetensors")
+    assert greedy(broken) == tied != expected
 
 
 def test_not_a_model_directory(tmp_path: Path) -> None:
@@ -210,9 +302,9 @@ def test_weights_are_stacked_in_order(make_source: Callable[..., SafetensorsSour
     source = make_source(dtype)
     stacked = source.take_stacked(NAMES_AND_SHAPES[:2]).cpu()
     large = source.take(*NAMES_AND_SHAPES[2]).cpu()
-    source.ignore("norm")
-    source.ignore("not there either")
-    source.check_all_taken()
+    assert source.has("norm") and not source.has("not there either")
+    with pytest.raises(CheckpointError, match="does not use: norm"):
+        source.check_all_taken()
     source.close()
     generator = torch.Generator().manual_seed(1)
     first, second, third = (torch.randn(shape, generator=generator).to(dtype) for _, shape in NAMES_AND_SHAPES[:3])

@@ -192,6 +192,7 @@ PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
         (chat_templates.PARTS, "tool", PARTS, "a\nb"),
         (chat_templates.PARTS, "user", "text", "text"),
         (chat_templates.PARTS_ONLY, "user", "text", [{"type": "text", "text": "text"}]),
+        (chat_templates.PARTS_ONLY, "tool", PARTS, PARTS),
     ],
 )
 def test_content_in_the_form_the_template_reads(source: str, role: str, content: Any, expected: Any) -> None:
@@ -215,6 +216,17 @@ def test_roles_arguments_and_reasoning() -> None:
     assert "tool_calls" not in normalised({"role": "assistant", "content": "x", "tool_calls": []})
     none_test = "{% if message['content'] is none %}{% endif %}"
     assert normalised({"role": "assistant", "tool_calls": [CALL]}, none_test)["content"] is None
+
+
+def test_fields_keep_their_order() -> None:
+    """Templates may print a message as JSON."""
+    fields = ["role", "content", "name", "tool_call_id"]
+    assert list(normalised({**dict.fromkeys(fields, "x"), "role": "tool"})) == fields
+
+
+def test_a_generation_block_has_a_scope_of_its_own() -> None:
+    source = "{% set z = 1 %}{% generation %}{% set z = 5 %}{{ z }}{% endgeneration %}{{ z }}"
+    assert ChatTemplate(source, SPECIAL).render([{"role": "user", "content": "x"}]) == "51"
 
 
 def test_messages_are_copied() -> None:
