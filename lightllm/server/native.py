@@ -45,6 +45,12 @@ REFUSED: Refusals = {
     "invalid_token_ids": (([],), "use logit_bias with -100 over the OpenAI routes"),
 }
 
+_NO_MEDIA = ({}, {"images": []}, {"audios": []}, {"images": [], "audios": []})
+REFUSED_BESIDE: Refusals = {
+    "multimodal_params": (_NO_MEDIA, "this server reads text only"),
+    "stream": ((False,), "use /generate_stream"),
+}
+"""As REFUSED, for what stands beside `inputs` and `parameters`."""
 
 NAMES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "stop": "stop_sequences"}
 """What this dialect calls fields of SamplingParams."""
@@ -77,7 +83,7 @@ class GenerateParameters(Struct, kw_only=True, forbid_unknown_fields=True):
     return_details: bool | None = None
 
 
-class GenerateRequest(Struct, kw_only=True):
+class GenerateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /generate and POST /generate_stream."""
 
     inputs: str | list[int]
@@ -174,7 +180,9 @@ async def _events(tokenizer: Tokenizer, generation: Generation) -> AsyncIterator
 
 
 async def _start(request: Request, frontend: Frontend, *, streams: bool) -> tuple[Generation, GenerateParameters]:
-    fields = convert(await read_object(request), GenerateRequest)
+    body = await read_object(request)
+    refuse(body, REFUSED_BESIDE)
+    fields = convert({name: value for name, value in body.items() if name not in REFUSED_BESIDE}, GenerateRequest)
     given = fields.parameters or {}
     refuse(given, REFUSED)
     known = {name: value for name, value in given.items() if name not in REFUSED}
@@ -201,12 +209,13 @@ def _params(
     values: dict[str, Any] = {name: defaults[name] for name in INHERITED if defaults.get(name) is not None}
     direct = (*INHERITED, "presence_penalty", "frequency_penalty", "ignore_eos", "seed", "skip_special_tokens")
     values |= {name: value for name in direct if (value := getattr(parameters, name)) is not None}
-    if not samples:
-        values["temperature"] = 0.0
     if parameters.allowed_token_ids:
         values["allowed_token_ids"] = tuple(parameters.allowed_token_ids)
     stop, stop_ids = _stops(parameters.stop_sequences)
     try:
+        if not samples:
+            SamplingParams(temperature=values.get("temperature", 0.0))  # a mistake even where it does not count
+            values["temperature"] = 0.0
         return SamplingParams(
             n=1 if n is None else n,
             max_tokens=parameters.max_new_tokens,

@@ -67,6 +67,11 @@ def test_an_error_in_a_stream_is_an_event(http: httpx.Client, server: LiveServer
     assert last["error"]["code"] == "engine_error"
 
 
+def test_fields_that_ask_for_nothing_pass(http: httpx.Client) -> None:
+    body = {"inputs": "one", "multimodal_params": {"images": []}, "stream": False, "parameters": {"max_new_tokens": 2}}
+    assert http.post("/generate", json=body).status_code == 200
+
+
 def test_mistakes_are_400(http: httpx.Client) -> None:
     for body, param in [
         ({}, "inputs"),
@@ -75,6 +80,10 @@ def test_mistakes_are_400(http: httpx.Client) -> None:
         ({"inputs": "a", "parameters": {"best_of": 2, "n": 1}}, "n"),
         ({"inputs": "a", "parameters": {"stop_sequences": [[1, 2]]}}, "parameters.stop_sequences[0]"),
         ({"inputs": "a", "parameters": {"temperature": -1, "do_sample": True}}, "temperature"),
+        ({"inputs": "a", "parameters": {"temperature": -1}}, "temperature"),
+        ({"inputs": "a", "max_new_tokens": 5}, "max_new_tokens"),
+        ({"inputs": "a", "multimodal_params": {"images": [{"type": "url", "data": "x"}]}}, "multimodal_params"),
+        ({"inputs": "a", "stream": True}, "stream"),
     ]:
         response = http.post("/generate", json=body)
         assert (response.status_code, fault(response)["param"]) == (400, param)
