@@ -101,6 +101,19 @@ def test_failures_are_noted(answer: bytes, words: str) -> None:
     assert served.error is not None and words in served.error
 
 
+def test_tokens_without_text_are_no_failure() -> None:
+    """Special tokens show none: the last chunk, which says why it ended, is then the only one."""
+    last = {"choices": [{"text": "", "finish_reason": "length"}]}
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+    async def use(target: Target) -> Served:
+        return await LoadClient(target, "m").send(one()[0])
+
+    for events, times in ([last], 1), ([text("a"), last], 1), ([text("a"), text("b"), last], 2):
+        served = asyncio.run(serve(chunked(*events, usage, b"[DONE]"), use))
+        assert served.error is None and (len(served.chunk_times), served.output_tokens) == (times, 2)
+
+
 def test_the_first_model_is_asked_for() -> None:
     answer = b'HTTP/1.1 200 OK\r\n\r\n{"data": [{"id": "tiny"}]}'
     assert asyncio.run(serve(answer, lambda target: first_model(target, None))) == "tiny"
