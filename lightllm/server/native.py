@@ -45,7 +45,7 @@ REFUSED: Refusals = {
     "invalid_token_ids": (([],), "use logit_bias with -100 over the OpenAI routes"),
 }
 
-_NO_MEDIA = ({}, {"images": []}, {"audios": []}, {"images": [], "audios": []})
+_NO_MEDIA: tuple[dict[str, list[str]], ...] = ({}, {"images": []}, {"audios": []}, {"images": [], "audios": []})
 REFUSED_BESIDE: Refusals = {
     "multimodal_params": (_NO_MEDIA, "this server reads text only"),
     "stream": ((False,), "use /generate_stream"),

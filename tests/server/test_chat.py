@@ -210,6 +210,16 @@ def test_reasoning_has_two_names(client: openai.OpenAI, server: LiveServer, repl
     assert "".join(delta.content or "" for delta in deltas) == "Yes."
 
 
+def test_an_answer_that_is_held_back_is_no_reasoning(client: openai.OpenAI, server: LiveServer) -> None:
+    """Text may come late, as what could begin a stop sequence does; nothing was thought meanwhile."""
+    server.engine.script = Script(reply="Yes.")
+    extra = {"chat_template_kwargs": {"enable_thinking": False}}
+    answer = client.chat.completions.create(model="toy", messages=MESSAGES, stop="Yes. And", extra_body=extra)
+    assert answer.choices[0].message.content == "Yes."
+    assert answer.usage is not None and answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 0
+
+
 def test_unfinished_reasoning_is_all_reasoning(client: openai.OpenAI, server: LiveServer) -> None:
     server.engine.script = Script(reply="<think>\nThis takes long")
     answer = client.chat.completions.create(model="toy", messages=MESSAGES, max_tokens=12)

@@ -55,6 +55,7 @@ class ChatChoiceWriter:
         self._num_top = num_top
         self._parallel = parallel
         self._answering = False
+        self._undecided_tokens = 0
         self._num_calls = 0
         self._unshown: list[TextOutput] = []
         self._finish: FinishName | None = None
@@ -110,10 +111,17 @@ class ChatChoiceWriter:
                     yield ChatDelta(tool_calls=[piece])
 
     def _count_reasoning(self, events: list[ParserEvent], num_tokens: int) -> None:
-        """Tokens up to the first piece of the answer are reasoning; its closing tag is among them."""
+        """Tokens up to the first piece of the answer are reasoning, its tags among them, once there is some reasoning:
+        before, they may turn out to be an answer that is held back, or nothing."""
+        reasons = self.reasoning_tokens > 0 or any(isinstance(event, ReasoningDelta) for event in events)
+        if reasons:
+            self.reasoning_tokens += self._undecided_tokens
+            self._undecided_tokens = 0
         self._answering |= any(isinstance(event, TextDelta | ToolCallStart) for event in events)
-        if not self._answering:
+        if not self._answering and reasons:
             self.reasoning_tokens += num_tokens
+        elif not self._answering:
+            self._undecided_tokens += num_tokens
 
     def _take_logprobs(self) -> ChatLogprobs | None:
         if self._num_top is None:
