@@ -100,6 +100,19 @@ def test_echo_in_a_stream(http: httpx.Client, server: LiveServer) -> None:
     assert found[0]["token_logprobs"][0] is None and found[0]["text_offset"][:2] == [0, 0]
 
 
+def test_offsets_count_special_tokens_of_an_echo(http: httpx.Client, server: LiveServer) -> None:
+    """The echo of a text is that text, special tokens and all, but not those that were put before it."""
+    tokenizer = server.engine.tokenizer
+    for special in map(tokenizer.token_text, sorted(tokenizer.special_ids)):
+        body = {"prompt": f"one{special}two three", "echo": True, "logprobs": 1, "max_tokens": 3}
+        choice = http.post("/v1/completions", json=body).json()["choices"][0]
+        found = choice["logprobs"]
+        assert special in found["tokens"]
+        shown = zip(found["tokens"], found["text_offset"], strict=True)
+        fits = [choice["text"][offset : offset + len(token)] == token for token, offset in shown]
+        assert all(fits[1:]), (special, found["tokens"], found["text_offset"])
+
+
 def test_prompt_logprobs_beside_an_echo(http: httpx.Client) -> None:
     body = {"prompt": [20, 21], "echo": True, "logprobs": 2, "prompt_logprobs": 1, "max_tokens": 1}
     choice = http.post("/v1/completions", json=body).json()["choices"][0]

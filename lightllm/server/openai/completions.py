@@ -100,9 +100,9 @@ class _ChoiceWriter:
             return None
         text = output.text
         if self._echo is not None:
-            text, self._echo = self._echo + text, None
             if self._logprobs is not None:
-                self._logprobs.add(self.prompt, self.prompt_found)
+                self._logprobs.add(self.prompt, self.prompt_found, self._echo)
+            text, self._echo = self._echo + text, None
         if self._logprobs is not None:
             self._logprobs.add(output.token_ids, output.logprobs)
         if not text and output.finish is None:

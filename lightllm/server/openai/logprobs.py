@@ -70,17 +70,26 @@ class CompletionLogprobsWriter:
         self._offset = 0
         self._new = _empty()
 
-    def add(self, token_ids: Sequence[int], found: Sequence[TopLogprobs | None]) -> None:
-        """Tokens and what was found at their positions; None has no log-probability (the first of a prompt)."""
+    def add(self, token_ids: Sequence[int], found: Sequence[TopLogprobs | None], echo: str | None = None) -> None:
+        """Tokens and what was found at their positions; None has no log-probability (the first of a prompt).
+
+        `echo` is the text shown for a prompt's tokens: special ones count where they stand in it.
+        """
         for token_id, entry in zip(token_ids, found, strict=False):
             new = self._new
             new.tokens.append(self._names(token_id))
             new.token_logprobs.append(None if entry is None else finite(entry.logprob))
             new.top_logprobs.append(None if entry is None else self._top(token_id, entry))
             new.text_offset.append(self._offset)
-            if token_id not in self._hidden:
+            if not self._is_hidden(token_id, echo):
                 data = self._names.tokenizer.token_bytes(token_id)
                 self._offset += sum(byte & 0xC0 != 0x80 for byte in data)
+
+    def _is_hidden(self, token_id: int, echo: str | None) -> bool:
+        if echo is None:
+            return token_id in self._hidden
+        tokenizer = self._names.tokenizer
+        return token_id in tokenizer.special_ids and not echo.startswith(tokenizer.token_text(token_id), self._offset)
 
     def take(self) -> CompletionLogprobs:
         new, self._new = self._new, _empty()
