@@ -148,12 +148,16 @@ def describe(guarded: bool = False) -> bytes:
 
 
 def _link_details(components: dict[str, Any]) -> None:
-    """Fields that are decoded in two steps refer to the schema of the second."""
+    """Fields that are decoded in two steps refer to the schema of the second; those checked by hand say what is
+    checked."""
     parameters = components["GenerateRequest"]["properties"]["parameters"]
     parameters["anyOf"] = [{"$ref": _REF.format(name="GenerateParameters")}, {"type": "null"}]
     tools = {"type": "array", "items": {"$ref": _REF.format(name="ToolSpec")}, "minItems": 1}
     for name in ("ChatCompletionRequest", "TokenizeRequest"):
         components[name]["properties"]["tools"]["anyOf"] = [tools, {"type": "null"}]
+    components["ChatCompletionRequest"]["properties"]["messages"] = schemas.MESSAGES_SCHEMA
+    components["TokenizeRequest"]["properties"]["messages"]["anyOf"] = [schemas.MESSAGES_SCHEMA, {"type": "null"}]
+    components["CompletionRequest"]["properties"]["prompt"] = schemas.PROMPT_SCHEMA
 
 
 def _operation(operation: Operation, by_type: dict[Any, Any], guarded: bool) -> dict[str, Any]:

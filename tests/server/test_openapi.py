@@ -32,6 +32,16 @@ def test_references_lead_somewhere(http: httpx.Client) -> None:
     assert "securitySchemes" not in text
 
 
+def test_prompts_and_messages_say_what_they_take(http: httpx.Client) -> None:
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    chat = schemas["ChatCompletionRequest"]["properties"]["messages"]
+    tokenize = schemas["TokenizeRequest"]["properties"]["messages"]
+    assert chat["items"]["required"] == ["role"] and chat in tokenize["anyOf"]
+    forms = schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"]
+    items = [form.get("items", form) for form in forms]
+    assert [item["type"] for item in items] == ["string", "string", "integer", "array"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [

@@ -9,47 +9,37 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-Prompt = Annotated[
-    str | list[Any],
-    Meta(
-        description="A text, token ids, or a list of either.",
-        extra_json_schema={
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}, "minItems": 1},
-                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-                {
-                    "type": "array",
-                    "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-                    "minItems": 1,
-                },
-            ]
-        },
-    ),
-]
-Messages = Annotated[
-    list[dict[str, Any]],
-    Meta(
-        description="Role and content of each turn; content is a text or a list of text parts.",
-        extra_json_schema={
+Prompt = str | list[Any]
+PROMPT_SCHEMA: dict[str, Any] = {
+    "description": "A text, token ids, or a list of either.",
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
             "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["role"],
-                "properties": {
-                    "role": {"type": "string", "description": "system, developer, user, assistant or tool"},
-                    "content": {
-                        "anyOf": [
-                            {"type": "string"},
-                            {"type": "array", "items": {"type": "object"}},
-                            {"type": "null"},
-                        ]
-                    },
-                },
+        },
+    ],
+}
+Messages = list[dict[str, Any]]
+MESSAGES_SCHEMA: dict[str, Any] = {
+    "description": "Role and content of each turn; content is a text or a list of text parts.",
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"type": "string", "description": "system, developer, user, assistant or tool"},
+            "content": {
+                "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]
             },
         },
-    ),
-]
+    },
+}
+"""What the two mean in the description of the API: they are checked by hand, so their types say less."""
 
 Salt = Annotated[str, Meta(max_length=256)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
