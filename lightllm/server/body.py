@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from lightllm.errors import BodyTooLarge, InvalidRequest, RequestTimeout, UnsupportedMediaType
+from lightllm.errors import BodyTooLarge, InvalidRequest, RequestError, RequestTimeout, UnsupportedMediaType
 from lightllm.server.context import context_of
 
 T = TypeVar("T")
@@ -88,6 +89,19 @@ def refuse(body: Mapping[str, Any], refusals: Mapping[str, tuple[tuple[Any, ...]
         value = body[name]
         if value is not None and not any(value == same and type(value) is type(same) for same in neutral):
             raise InvalidRequest(f"{name} is not supported: {reason}", param=name)
+
+
+@contextmanager
+def in_terms_of(names: Mapping[str, str]) -> Iterator[None]:
+    """Mistakes found within name the fields as the client did. names: field of ours -> the client's."""
+    try:
+        yield
+    except RequestError as error:
+        ours, theirs = error.param or "", names.get(error.param or "")
+        if theirs is None:
+            raise
+        message = error.message if ours == "prompt" else re.sub(rf"\b{ours}\b", theirs, error.message)
+        raise type(error)(message, param=theirs) from None
 
 
 def readable(error: msgspec.ValidationError, place: str = "") -> InvalidRequest:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from lightllm.errors import InvalidRequest
 from lightllm.protocol.messages import Terms, TextOutput
 from lightllm.protocol.sampling_params import SamplingParams
-from lightllm.server.body import convert, read_object, refuse
+from lightllm.server.body import convert, in_terms_of, read_object, refuse
 from lightllm.server.context import context_of
 from lightllm.server.openai.logprobs import finite
 from lightllm.server.openai.prompts import check_ids
@@ -190,12 +190,13 @@ async def _start(request: Request, frontend: Frontend, *, streams: bool) -> tupl
     params = _params(parameters, frontend.generation_defaults, wants_logprobs=streams or parameters.return_details)
     if streams and params.n > 1:
         raise InvalidRequest(f"a stream has 1 choice, but best_of is {params.n}", param="best_of")
-    if isinstance(fields.inputs, str):
-        ids = await frontend.encode(fields.inputs, parameters.add_special_tokens is not False)
-    else:
-        ids = check_ids(fields.inputs, "inputs")
     terms = Terms(share_prefix=not parameters.disable_prompt_cache)
-    return frontend.generate([ids], params, terms=terms), parameters
+    with in_terms_of({**NAMES, "prompt": "inputs"}):
+        if isinstance(fields.inputs, str):
+            ids = await frontend.encode(fields.inputs, parameters.add_special_tokens is not False)
+        else:
+            ids = check_ids(fields.inputs, "inputs")
+        return frontend.generate([ids], params, terms=terms), parameters
 
 
 def _params(

@@ -154,6 +154,28 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        (
+            CHAT,
+            {"messages": HELLO, "max_completion_tokens": 9000},
+            "max_completion_tokens",
+            "completion_tokens of 9000",
+        ),
+        (CHAT, {"messages": HELLO, "max_tokens": 9000}, "max_tokens", "max_tokens of 9000"),
+        (CHAT, {"messages": [{"role": "user", "content": "one " * 9000}]}, "messages", "no room"),
+        ("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 9000}}, "max_new_tokens", "max_new_tokens of"),
+        ("/generate", {"inputs": "one " * 9000}, "inputs", "no room"),
+    ],
+)
+def test_what_does_not_fit_is_named_as_it_was_sent(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str, words: str
+) -> None:
+    error = fault(http.post(path, json=body))
+    assert (error["param"], error["code"]) == (param, "context_length_exceeded") and words in error["message"]
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields(http: httpx.Client, server: LiveServer, name: str) -> None:
     path, body, param, words = FIELDS[name]

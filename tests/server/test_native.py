@@ -82,6 +82,8 @@ def test_mistakes_are_400(http: httpx.Client) -> None:
         ({"inputs": "a", "parameters": {"temperature": -1, "do_sample": True}}, "temperature"),
         ({"inputs": "a", "parameters": {"temperature": -1}}, "temperature"),
         ({"inputs": "a", "max_new_tokens": 5}, "max_new_tokens"),
+        ({"inputs": "a", "parameters": {"max_new_tokens": 99999}}, "max_new_tokens"),
+        ({"inputs": []}, "inputs"),
         ({"inputs": "a", "multimodal_params": {"images": [{"type": "url", "data": "x"}]}}, "multimodal_params"),
         ({"inputs": "a", "stream": True}, "stream"),
     ]:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from lightllm.errors import InvalidRequest
 from lightllm.protocol.messages import TopLogprobs
 from lightllm.protocol.sampling_params import MAX_LOGPROBS, WHOLE_VOCABULARY, SamplingParams
-from lightllm.server.body import convert, read_object, refuse
+from lightllm.server.body import convert, in_terms_of, read_object, refuse
 from lightllm.server.context import Context, context_of
 from lightllm.server.openai import refusals
 from lightllm.server.openai.chat_choice import ChatChoiceWriter, ChatMessageBuilder
@@ -49,20 +49,21 @@ async def chat_completions(request: Request) -> Response | EventStream:
     chat = convert(body, ChatCompletionRequest)
     model = check_model(context.frontend, chat.model)
     check_stream(chat)
-    params = _params(context, chat)
-    tools = choose_tools(chat.tools, chat.tool_choice, context.tool_parser)
-    context.frontend.check_available()
-    prompt = await render_chat(
-        context,
-        chat.messages,
-        chat,
-        tools=tools,
-        documents=chat.documents,
-        reasoning_effort=chat.reasoning_effort,
-        add_special_tokens=bool(chat.add_special_tokens),
-    )
-    check_prompt_logprobs(params, [len(prompt.token_ids)], context.frontend.vocab_size)
-    generation = context.frontend.generate([prompt.token_ids], params, terms=terms_of(chat))
+    with in_terms_of(_names(chat)):
+        params = _params(context, chat)
+        tools = choose_tools(chat.tools, chat.tool_choice, context.tool_parser)
+        context.frontend.check_available()
+        prompt = await render_chat(
+            context,
+            chat.messages,
+            chat,
+            tools=tools,
+            documents=chat.documents,
+            reasoning_effort=chat.reasoning_effort,
+            add_special_tokens=bool(chat.add_special_tokens),
+        )
+        check_prompt_logprobs(params, [len(prompt.token_ids)], context.frontend.vocab_size)
+        generation = context.frontend.generate([prompt.token_ids], params, terms=terms_of(chat))
     answer = _Answer.begin(context, chat, model, prompt, generation, uses_tools=tools is not None)
     if chat.stream:
         return EventStream(answer.events(), generation)
@@ -72,11 +73,16 @@ async def chat_completions(request: Request) -> Response | EventStream:
         return client_gone() if generation.closed else json_response(completion)
 
 
+def _names(chat: ChatCompletionRequest) -> dict[str, str]:
+    """What this request calls fields that have other names within."""
+    newer = {} if chat.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+    return {"prompt": "messages", **newer}
+
+
 def _params(context: Context, chat: ChatCompletionRequest) -> SamplingParams:
     max_tokens = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
     if max_tokens is not None and max_tokens < 1:
-        name = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
-        raise InvalidRequest(f"{name} must be at least 1, got {max_tokens}", param=name)
+        raise InvalidRequest(f"max_tokens must be at least 1, got {max_tokens}", param="max_tokens")
     return sampling_params(
         chat,
         context.frontend.generation_defaults,
