@@ -101,7 +101,7 @@ class LLM:
         self._loop = EngineLoop(self._parts, [self._engine_inbox], to_detokenizer)
         self._detokenizer = DetokenizerLoop(self.tokenizer, self._arrived.take, to_engine)
         facts = self._parts.facts
-        self._intake = Intake(self.tokenizer, facts["vocab_size"], facts["max_model_len"])
+        self._intake = Intake(self.tokenizer, facts["vocab_size"], facts["max_model_len"], facts["eos_ids"])
         self._request_ids = count(1)
 
     @property

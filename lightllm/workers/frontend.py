@@ -328,7 +328,8 @@ class Frontend:
         self._output_at = 0.0
         if facts:
             self.facts = dict(facts)
-            self._intake = Intake(self.tokenizer, int(facts["vocab_size"]), int(facts["max_model_len"]))
+            sizes = int(facts["vocab_size"]), int(facts["max_model_len"])
+            self._intake = Intake(self.tokenizer, *sizes, facts["eos_ids"])
 
     def _take_engine_start(self, generation: int) -> None:
         """A new engine took over; what an earlier one had is gone. Its WorkerState follows."""

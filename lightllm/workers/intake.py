@@ -6,7 +6,7 @@ Shared by the HTTP frontend and the offline API, so that both accept and refuse 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -22,10 +22,12 @@ READ_CHARS = 1 << 20
 
 
 class Intake:
-    """Checks requests for one model. `vocab_size` ids and `max_model_len` tokens are its limits."""
+    """Checks requests for one model. `vocab_size` ids and `max_model_len` tokens are its limits; `eos_ids` are those
+    that the engine ends a request with."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, max_model_len: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, max_model_len: int, eos_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
+        self._eos_ids = frozenset(eos_ids)
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
 
@@ -87,7 +89,7 @@ class Intake:
         allowed = set(params.allowed_token_ids)
         forbidden = {word[-1] for word in bad_words if len(word) == 1 or allowed.issuperset(word)}
         if params.min_tokens > 0:
-            forbidden |= self._tokenizer.eos_ids.union(params.stop_token_ids)
+            forbidden |= self._eos_ids.union(params.stop_token_ids)
         if forbidden.issuperset(params.allowed_token_ids):
             message = "allowed_token_ids leaves no token to choose: bad_words or min_tokens forbid all of them"
             raise InvalidRequest(message, param="allowed_token_ids")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +135,24 @@ def test_a_failed_step_fails_its_requests_only(llm: LLM, monkeypatch: pytest.Mon
         run(llm, [ids(5)], [SAMPLED])
     monkeypatch.setattr(model, "forward", whole)
     assert len(run(llm, [ids(5)], [SAMPLED])[0]) == 12
+
+
+def test_allowed_ids_are_held_against_the_models_own_end(tiny_llama: Path, tmp_path: Path) -> None:
+    """The end ids of the config, which the engine bans for `min_tokens`, not those the tokenizer would name."""
+    directory = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "eos_token_id": [7]}))
+    with LLM(str(directory)) as llm:
+
+        def only(token_id: int) -> list[list[int]]:
+            params = SamplingParams(max_tokens=4, min_tokens=2, temperature=0, allowed_token_ids=(token_id,))
+            return run(llm, [ids(5)], [params])
+
+        with pytest.raises(InvalidRequest, match="leaves no token"):
+            only(7)
+        for end in llm.tokenizer.eos_ids - {7}:
+            assert only(end) == [[end] * 4]
 
 
 @pytest.mark.parametrize("where", ["launch", "collect"])

@@ -69,7 +69,7 @@ class Desk:
         """Nothing is held."""
 
     def start(self) -> None:
-        self.state("engine", facts={"vocab_size": 3, "max_model_len": 10})
+        self.state("engine", facts={"vocab_size": 3, "max_model_len": 10, "eos_ids": [2]})
         self.state("detokenizer")
 
     def state(self, worker: str, up: bool = True, generation: int = 0, facts: Any = None) -> None:
@@ -193,7 +193,9 @@ async def test_a_dead_engine_is_not_told_a_dead_detokenizer_is_worked_around(des
 async def test_generations_of_workers(desk: Desk) -> None:
     desk.frontend.receive(EngineStarted(0))  # the one that is known
     live = desk.frontend.generate([[0]], PARAMS)
-    desk.state("engine", up=True, generation=2, facts={"vocab_size": 2, "max_model_len": 10})  # its end was not heard
+    desk.state(
+        "engine", up=True, generation=2, facts={"vocab_size": 2, "max_model_len": 10, "eos_ids": [2]}
+    )  # its end was not heard
     with pytest.raises(WorkerDied):
         await anext(live)
     desk.state("engine", up=False, generation=1)  # late
