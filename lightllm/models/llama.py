@@ -58,13 +58,14 @@ def read_rope(config: ConfigReader, head_dim: int, max_position: int) -> RopeCon
     """`rope_parameters` (newer configs) or `rope_scaling` and `rope_theta` (older ones); where both are, somebody added
     the older one by hand, and Transformers takes that."""
     newer, older = config.section("rope_parameters") or {}, config.section("rope_scaling")
+    newer = {key: value for key, value in newer.items() if value is not None}
     fraction = newer.get("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
-        message = f"{config.origin}: partial_rotary_factor must be a number, got {fraction!r}"
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+        message = f"{config.origin}: partial_rotary_factor must be a number above 0 and at most 1, got {fraction!r}"
         raise CheckpointError(message, param="partial_rotary_factor")
     rotary_dim = int(head_dim * fraction)
-    if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
-        message = f"the rotated part of a head must be even and from 2 to {head_dim}, partial_rotary_factor {fraction}"
+    if rotary_dim % 2 or not rotary_dim:
+        message = f"the rotated part of a head must be even and at least 2, partial_rotary_factor {fraction}"
         raise CheckpointError(f"{config.origin}: {message} makes it {rotary_dim}", param="partial_rotary_factor")
     theta = config.number("rope_theta", 10000.0) if config.has("rope_theta") else newer.get("rope_theta", 10000.0)
     return parse_rope(older or newer, theta, rotary_dim, max_position)

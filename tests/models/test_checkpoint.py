@@ -190,8 +190,9 @@ def test_dummy_weights_need_only_a_config(broken: Path) -> None:
             {"rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 20.5}},
             "original_max_position_embeddings must be an integer above 0, got 20.5",
         ),
-        ({"rope_parameters": {"partial_rotary_factor": "0.5"}}, "partial_rotary_factor must be a number, got '0.5'"),
-        ({"partial_rotary_factor": 2.0}, "must be even and from 2 to"),
+        ({"rope_parameters": {"partial_rotary_factor": "0.5"}}, "at most 1, got '0.5'"),
+        ({"partial_rotary_factor": 2.0}, "at most 1, got 2.0"),
+        ({"partial_rotary_factor": 0.07}, "must be even and at least 2, partial_rotary_factor 0.07"),
         ({"mlp_bias": True}, "bias"),
     ],
 )
