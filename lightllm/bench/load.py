@@ -127,8 +127,8 @@ def _take(data: bytes, served: Served, now: float) -> None:
         served.error = str(event["error"].get("message", event["error"]))
         return
     choices = event.get("choices") or []
-    goes_on = bool(choices) and (bool(choices[0].get("text")) or choices[0].get("finish_reason") is None)
-    if goes_on or (choices and not served.chunk_times):  # all that was made may be special tokens, which show no text
+    first = not served.chunk_times  # all that was made may be special tokens, which show no text
+    if choices and (choices[0].get("text") or choices[0].get("finish_reason") is None or first):
         served.chunk_times.append(now)
     if usage := event.get("usage"):
         served.prompt_tokens = usage.get("prompt_tokens", 0)

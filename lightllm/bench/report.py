@@ -42,6 +42,11 @@ def software() -> dict[str, str]:
     }
 
 
+def show(text: str, json_path: str | None) -> None:
+    """Print text for people: beside the report if that goes to standard output, so that it stays JSON."""
+    print(text, file=sys.stderr if json_path == "-" else sys.stdout, flush=True)
+
+
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write a report; "-" is standard output. Raises ConfigError when the file cannot be written."""
     text = json.dumps(content, indent=2) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lightllm.bench.report import show
 from lightllm.cli.flags import parse
 from lightllm.cli.precheck import check_config
 from lightllm.config.locate import find_model
@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
     with torch.inference_mode():
         machine = measure_machine(device, inputs.dtype)
         limits = f"{machine.bandwidth / 1e12:.2f} TB/s read, {machine.peak / 1e12:.0f} TFLOP/s"
-        _show(flags, f"{device.name}, {flags.dtype}, torch {torch.__version__}: {limits}\n\n{_line(COLUMNS)}")
+        show(f"{device.name}, {flags.dtype}, torch {torch.__version__}: {limits}\n\n{_line(COLUMNS)}", flags.json)
         rows = _tune(models, inputs, machine, flags, device) if flags.tune else _time(models, inputs, machine, flags)
     if flags.json is not None:
         _write(flags.json, rows, machine, device)
@@ -115,7 +115,7 @@ def _time(
         vendor = time_launches(work.vendor) if work.vendor else None
         figures = _figures(work, time_launches(work.launches), vendor, machine)
         rows.append({"kernel": case.kernel, "case": case.name, **figures})
-        _show(flags, _line(_cells(rows[-1])))
+        show(_line(_cells(rows[-1])), flags.json)
         del work
         torch.cuda.empty_cache()
     return rows
@@ -149,15 +149,10 @@ def _tune(
         case = f"{found.model} {found.weight}, {found.tokens} tokens: {' '.join(map(str, best))}"
         figures = _figures(work, found.seconds, found.vendor_seconds, machine)
         rows.append({"kernel": "linear", "case": case, **figures, "best": best, "tried": found.tried})
-        _show(flags, _line(_cells(rows[-1])))
+        show(_line(_cells(rows[-1])), flags.json)
         write_table(path, device.name, as_table(tuned))
-    _show(flags, f"\nwrote {path}")
+    show(f"\nwrote {path}", flags.json)
     return rows
-
-
-def _show(flags: BenchKernelsFlags, text: str) -> None:
-    """Print what there is so far, beside the figures if these go to standard output."""
-    print(text, file=sys.stderr if flags.json == "-" else sys.stdout, flush=True)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -160,6 +159,7 @@ class _Session:
 
     def _fit_cost(self) -> dict[str, float] | None:
         from lightllm.bench.cost_fit import FEWEST_STEPS, fit_step_cost, relative_error
+        from lightllm.bench.report import show
 
         cost = fit_step_cost(self._steps)
         path = self._flags.cost_model
@@ -168,6 +168,6 @@ class _Session:
         if path is not None and cost is not None:
             cost.save(path, model=self._name, machine=self._device.name)
             error = relative_error(cost, self._steps)
-            told = sys.stderr if self._flags.json == "-" else sys.stdout
-            print(f"\nstep-cost model from {len(self._steps)} steps, median error {error:.1%}: {path}", file=told)
+            told = f"\nstep-cost model from {len(self._steps)} steps, median error {error:.1%}: {path}"
+            show(told, self._flags.json)
         return None if cost is None else asdict(cost)

@@ -183,7 +183,7 @@ class Engine:
     ) -> Enqueued | None:
         """A step through a captured graph, if one fits; greedy ids of decodes come out of the graph itself."""
         layout = SequenceLayout(plan.rows, plan.starts, plan.lens)
-        captures = self._num_captures()
+        captures = graphs.num_captures
         chosen = None
         if len(sampled) == len(plan.slots):
             rope_lens = np.maximum(lengths, self._rows.prompt_lens(plan.rows))
@@ -207,7 +207,7 @@ class Engine:
             if len(sampled):
                 chosen = self._sample(chunks.hidden, sampling, chunks.places, download)
         download.seal()
-        return Enqueued(plan.step, sampled, download, begun, chosen, usual=self._num_captures() == captures)
+        return Enqueued(plan.step, sampled, download, begun, chosen, usual=graphs.num_captures == captures)
 
     def _num_captures(self) -> int:
         return 0 if self._graphs is None else self._graphs.num_captures

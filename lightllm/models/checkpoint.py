@@ -187,9 +187,12 @@ def _find_tensors(directory: Path) -> dict[str, Path]:
     """Which file holds which tensor: `model.safetensors` all if there is one, as Transformers has it, else what the
     index says, else what the files themselves do."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if index.is_file() and not single.is_file():
+    if single.is_file():
+        files = [single]
+    elif index.is_file():
         return _read_index(index)
-    files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
+    else:
+        files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{directory} has no safetensors weights (for random ones use --dummy)")
     homes: dict[str, Path] = {}

@@ -180,13 +180,8 @@ async def _events(tokenizer: Tokenizer, generation: Generation) -> AsyncIterator
 
 
 async def _start(request: Request, frontend: Frontend, *, streams: bool) -> tuple[Generation, GenerateParameters]:
-    body = await read_object(request)
-    refuse(body, REFUSED_BESIDE)
-    fields = convert({name: value for name, value in body.items() if name not in REFUSED_BESIDE}, GenerateRequest)
-    given = fields.parameters or {}
-    refuse(given, REFUSED)
-    known = {name: value for name, value in given.items() if name not in REFUSED}
-    parameters = convert(known, GenerateParameters, "parameters")
+    fields = convert(_served(await read_object(request), REFUSED_BESIDE), GenerateRequest)
+    parameters = convert(_served(fields.parameters or {}, REFUSED), GenerateParameters, "parameters")
     params = _params(parameters, frontend.generation_defaults, wants_logprobs=streams or parameters.return_details)
     if streams and params.n > 1:
         raise InvalidRequest(f"a stream has 1 choice, but best_of is {params.n}", param="best_of")
@@ -197,6 +192,12 @@ async def _start(request: Request, frontend: Frontend, *, streams: bool) -> tupl
         else:
             ids = check_ids(fields.inputs, "inputs")
         return frontend.generate([ids], params, terms=terms), parameters
+
+
+def _served(given: Mapping[str, Any], refusals: Refusals) -> dict[str, Any]:
+    """What is given, less what is refused and asks for nothing. Raises InvalidRequest if it does ask."""
+    refuse(given, refusals)
+    return {name: value for name, value in given.items() if name not in refusals}
 
 
 def _params(
