@@ -138,21 +138,17 @@ class Step:
     ) -> Tensor:
         """One step. `vendor`: cuBLAS multiplies; `gate_apart`: the gate is a kernel of its own; the rest leaves out."""
         residual = self.embedded.clone()
-        x = norm.rms_norm(residual, self.weight, 1e-5)
         for index, layer in enumerate(self.layers):
-            if index and norms:
-                x = norm.add_rms_norm(x, residual, self.weight, 1e-5)
-            x = _multiply(
-                layer["output"], self._attend(_multiply(layer["qkv"], x, vendor), index, attention, rotation), vendor
-            )
-            if norms:
-                x = norm.add_rms_norm(x, residual, self.weight, 1e-5)
+            x = norm.rms_norm(residual, self.weight, 1e-5) if norms else residual
+            x = self._attend(_multiply(layer["qkv"], x, vendor), index, attention, rotation)
+            _add(layer["output"], x, residual, vendor)
+            x = norm.rms_norm(residual, self.weight, 1e-5) if norms else residual
             if vendor or gate_apart:
                 gated = activation.gated_activation(_multiply(layer["gate_up"], x, vendor), "silu")
             else:
                 gated = layer["gate_up"].gated(x, "silu")
-            x = _multiply(layer["down"], gated, vendor)
-        return _multiply(self.head, norm.add_rms_norm(x, residual, self.weight, 1e-5), vendor)
+            _add(layer["down"], gated, residual, vendor)
+        return _multiply(self.head, norm.rms_norm(residual, self.weight, 1e-5), vendor)
 
     def _attend(self, qkv: Tensor, index: int, attention: bool, rotation: bool) -> Tensor:
         heads, pool = self.model.heads, self.pools[index % len(self.pools)]
@@ -164,6 +160,13 @@ class Step:
 
 def _multiply(op: Any, x: Tensor, vendor: bool) -> Tensor:
     return functional.linear(x, op.weight) if vendor else op(x)
+
+
+def _add(op: Any, x: Tensor, residual: Tensor, vendor: bool) -> None:
+    if vendor:
+        residual.addmm_(x, op.weight.t())
+    else:
+        op.add(x, residual)
 
 
 def take_step_apart(rows: Rows) -> None:

@@ -3,6 +3,7 @@
 Our own kernels are compiled together beforehand. Of the library's algorithms, which are thousands, those that a rough
 timing finds fastest stand beside them. Each candidate is then checked against the vendor's product and timed by turns,
 each time after a norm: within a step what counts is also how well a product begins while the kernel before it ends.
+The product of gate and up is timed with the gate, be it in the kernel or one of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from lightllm.bench.kernel_timing import time_in_turn
 from lightllm.bench.kernels import Inputs, ModelShape, product_weights
@@ -30,24 +30,34 @@ from lightllm.errors import ConfigError
 from lightllm.kernels import cublaslt
 from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.triton.compiling import compiled_together
+from lightllm.kernels.triton.launch import launcher_for
 from lightllm.kernels.triton.linear_choice import (
     MOST_TILE_TOKENS,
+    MOST_TOKENS,
     MOST_VECTOR_TOKENS,
     Choice,
+    Choices,
+    Persistent,
     Tile,
     Vector,
     choices_for,
     table_name,
     write_choice,
 )
-from lightllm.kernels.triton.linear_op import SplitWorkspace, multiply_by, multiply_tile, multiply_vector
+from lightllm.kernels.triton.linear_op import SplitWorkspace, TritonLinear
 from lightllm.kernels.triton.norm import rms_norm
 
-TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256)
+TOKENS = (
+    *(1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128),
+    *(144, 160, 176, 192, 208, 224, 240, 256, 320, 384, 448, 512),
+)
 """Numbers of tokens that are measured: those of most graphs of decodes."""
+GATED_TOKENS = (768, 1024, 2048, 4096)
+"""Measured, too, where there is a gate; each stands for many numbers, for which no algorithm is searched."""
 PROMPT_TOKENS = 8192
 UNMEASURED_TOKENS = 7168
-"""Above the last of TOKENS and up to here, cuBLAS chooses."""
+"""Above what was measured before and up to here, as above PROMPT_TOKENS, an algorithm for these means nothing."""
+BANDS = (8, 16, 32)
 VECTOR_BLOCKS = ((512, 2), (1024, 2), (1024, 4), (2048, 4), (2048, 8), (4096, 4), (4096, 8))
 """Columns at a time, warps."""
 TILE_BLOCKS = ((64, 64, 6), (64, 128, 3), (64, 128, 5), (64, 256, 3), (128, 64, 4), (128, 128, 3))
@@ -58,7 +68,7 @@ KEPT_ALGORITHMS = 3
 GAIN = 0.01
 """A library's algorithm must be so much faster than the library's own choice, or noise would choose."""
 TOLERANCE = 0.1
-"""Products of weights scaled to one differ by less in half precision."""
+"""Products, of weights scaled to one, differ by less in half precision, and gated ones by less of themselves."""
 
 Table = dict[str, dict[str, list[str | int]]]
 
@@ -79,9 +89,9 @@ class Tuned:
     tried: dict[str, float] = field(default_factory=dict)
 
 
-def candidates(tokens: int) -> list[Vector | Tile]:
+def candidates(tokens: int, *, gated: bool = False) -> list[Vector | Tile | Persistent]:
     """Which of our kernels are worth trying for so many tokens."""
-    found: list[Vector | Tile] = []
+    found: list[Vector | Tile | Persistent] = []
     if tokens <= MOST_VECTOR_TOKENS:
         most_registers = 4096 if tokens == 1 else 2048
         found += [
@@ -92,6 +102,8 @@ def candidates(tokens: int) -> list[Vector | Tile]:
         ]
     if 1 < tokens <= MOST_TILE_TOKENS:
         found += [Tile(n, k, split, stages, 4) for n, k, stages in TILE_BLOCKS for split in (1, 2, 4)]
+    if gated and tokens > MOST_TILE_TOKENS:
+        found += [Persistent(band) for band in BANDS]
     return found
 
 
@@ -146,7 +158,7 @@ class AlgorithmSearch:
 
 def tune(models: Sequence[ModelShape], inputs: Inputs, device_name: str) -> Iterator[Tuned]:
     """The best for every weight and number of tokens, as it is found; what the device's table says now takes part."""
-    workspace = SplitWorkspace(inputs.device)
+    workspace, hopper = SplitWorkspace(inputs.device), launcher_for(inputs.device).hopper
     for model in models:
         shapes = model.weights()
         search = None
@@ -154,78 +166,82 @@ def tune(models: Sequence[ModelShape], inputs: Inputs, device_name: str) -> Iter
             blocks = [shape for name, shape in shapes.items() if name != "head"]
             search = AlgorithmSearch(blocks, inputs.dtype, workspace.partials.nbytes)
         for name, (num_rows, size) in shapes.items():
-            weights = product_weights(num_rows, size, inputs)
-            _compile(weights[0], inputs, workspace)
-            for tokens in TOKENS if name == "head" else (*TOKENS, PROMPT_TOKENS):
+            weights, gated = product_weights(num_rows, size, inputs), name == "gate_up"
+            known = choices_for(num_rows, size, inputs.dtype, device_name, hopper=hopper)
+            numbers = (
+                *TOKENS,
+                *(GATED_TOKENS if gated and hopper else ()),
+                *(() if name == "head" else (PROMPT_TOKENS,)),
+            )
+            _compile(weights[0], numbers, gated, inputs, workspace)
+            for tokens in numbers:
                 x = inputs.random(tokens, size)
-                known = choices_for(num_rows, size, inputs.dtype, device_name).at(tokens)
-                choices: list[Vector | Tile | Algorithm] = [*([] if known is None else [known]), *candidates(tokens)]
-                if search is not None and name != "head" and tokens >= FEWEST_LIBRARY_TOKENS:
+                choices = [known.at(tokens), *candidates(tokens, gated=gated and hopper)]
+                searched = name != "head" and tokens >= FEWEST_LIBRARY_TOKENS and tokens not in GATED_TOKENS
+                if search is not None and searched:
                     choices += search.fastest(x, weights, workspace)
-                yield _tune_product(model.name, name, x, weights, list(dict.fromkeys(choices)), workspace)
+                chosen = [choice for choice in dict.fromkeys(choices) if choice is not None]
+                trial = _Trial(x, weights, gated, workspace)
+                choice, seconds, vendor, tried = trial.run(chosen)
+                yield Tuned(model.name, name, num_rows, size, tokens, choice, seconds, vendor, tried)
 
 
-def _compile(weight: Tensor, inputs: Inputs, workspace: SplitWorkspace) -> None:
+def _compile(weight: Tensor, numbers: Sequence[int], gated: bool, inputs: Inputs, workspace: SplitWorkspace) -> None:
     with compiled_together():
-        for tokens in TOKENS:
-            x = inputs.random(tokens, weight.shape[1])
-            for choice in candidates(tokens):
+        for tokens in numbers:
+            trial = _Trial(inputs.random(tokens, weight.shape[1]), [weight], gated, workspace)
+            for choice in candidates(tokens, gated=gated):
                 with suppress(Exception):  # what cannot be launched is told apart when it is timed
-                    multiply(x, weight, choice, workspace)
+                    trial.products(choice)[0](trial.x)
 
 
-def _tune_product(
-    model: str,
-    name: str,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    choices: Sequence[Vector | Tile | Algorithm],
-    workspace: SplitWorkspace,
-) -> Tuned:
-    expected = linear(x, weights[0]).float()
-    right = [choice for choice in choices if _is_right(choice, x, weights[0], expected, workspace)]
-    products: list[Callable[[Tensor, Tensor], Tensor]] = [
-        linear,
-        *(partial(multiply, choice=choice, workspace=workspace) for choice in right),
-    ]
-    repeats = max(1, 16 // len(weights))
-    groups = [[partial(_after_norm, product, x, weight) for weight in weights] * repeats for product in products]
-    vendor, *times = time_in_turn(groups)
-    best: tuple[float, Choice] = (vendor, None)
-    for choice, seconds in zip(right, times, strict=True):
-        if not isinstance(choice, Algorithm) or seconds < (1 - GAIN) * vendor:
-            best = min(best, (seconds, choice), key=lambda pair: pair[0])
-    tried = {"-".join(map(str, write_choice(choice))): seconds for choice, seconds in zip(right, times, strict=True)}
-    num_rows, size = weights[0].shape
-    return Tuned(model, name, num_rows, size, len(x), best[1], best[0], vendor, tried)
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Candidates for the product of x [T, K] and any of the weights [N, K]."""
 
+    x: Tensor
+    weights: Sequence[Tensor]
+    gated: bool
+    workspace: SplitWorkspace
 
-def _is_right(
-    choice: Vector | Tile | Algorithm, x: Tensor, weight: Tensor, expected: Tensor, workspace: SplitWorkspace
-) -> bool:
-    """Whether a candidate runs here and gives the expected product [T, N] float32."""
-    try:
-        found = multiply(x, weight, choice, workspace)
-    except Exception as problem:  # too much shared memory, for example: no candidate on this device
-        if "CUDA error" in str(problem):
-            raise
-        return False
-    return bool((found.float() - expected).abs().max() < TOLERANCE)
+    def run(self, choices: Sequence[Choice]) -> tuple[Choice, float, float, dict[str, float]]:
+        """The best, its seconds, those of the vendor's product, and those of every candidate that serves."""
+        expected = self.products(None)[0](self.x).float()
+        right = [choice for choice in choices if self._is_right(choice, expected)]
+        repeats = max(1, 16 // len(self.weights))
+        groups = [
+            [partial(self._after_norm, op) for op in self.products(choice)] * repeats for choice in (None, *right)
+        ]
+        vendor, *times = time_in_turn(groups)
+        best: tuple[float, Choice] = (vendor, None)
+        for choice, seconds in zip(right, times, strict=True):
+            if not isinstance(choice, Algorithm) or seconds < (1 - GAIN) * vendor:
+                best = min(best, (seconds, choice), key=lambda pair: pair[0])
+        tried = {
+            "-".join(map(str, write_choice(choice))): seconds for choice, seconds in zip(right, times, strict=True)
+        }
+        return best[1], best[0], vendor, tried
 
+    def products(self, choice: Choice) -> list[Callable[[Tensor], Tensor]]:
+        """x [T, K] -> the product as `choice` says, with the gate if there is one, for each weight."""
+        choices = Choices(((MOST_TOKENS, choice),), "on trial")
+        ops = [TritonLinear(weight, None, choices, self.workspace) for weight in self.weights]
+        return [partial(op.gated, kind="silu") for op in ops] if self.gated else list(ops)
 
-def _after_norm(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
-    """A product behind a small kernel that makes its input, as in a step: what starts early gains there, not alone."""
-    return product(rms_norm(x, weight[0], 1e-5), weight)
+    def _is_right(self, choice: Choice, expected: Tensor) -> bool:
+        """Whether a candidate runs here and gives the expected product, in float32."""
+        try:
+            found = self.products(choice)[0](self.x)
+        except Exception as problem:  # too much shared memory, for example: no candidate on this device
+            if "CUDA error" in str(problem):
+                raise
+            return False
+        return bool(((found.float() - expected).abs() <= TOLERANCE * (1 + expected.abs())).all())
 
-
-def multiply(x: Tensor, weight: Tensor, choice: Vector | Tile | Algorithm, workspace: SplitWorkspace) -> Tensor:
-    """x [T, K] times weight [N, K], computed as `choice` says."""
-    if isinstance(choice, Algorithm):
-        return multiply_by(x, weight, None, choice, workspace)
-    out = x.new_empty(x.shape[0], weight.shape[0])
-    if isinstance(choice, Vector):
-        return multiply_vector(x, weight, None, out, choice)
-    return multiply_tile(x, weight, None, out, choice, workspace)
+    def _after_norm(self, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """A product behind a small kernel that makes its input, as in a step: what starts early gains there, not
+        alone."""
+        return product(rms_norm(self.x, self.weights[0][0], 1e-5))
 
 
 def as_table(tuned: Sequence[Tuned]) -> Table:
@@ -235,7 +251,8 @@ def as_table(tuned: Sequence[Tuned]) -> Table:
         steps = table.setdefault(f"{found.num_rows}x{found.size}", {})
         steps[str(found.tokens)] = write_choice(found.choice)
         if found.tokens == PROMPT_TOKENS:
-            steps[str(UNMEASURED_TOKENS)] = write_choice(None)
+            beyond = write_choice(found.choice if isinstance(found.choice, Persistent) else None)
+            steps[str(UNMEASURED_TOKENS)] = steps[str(MOST_TOKENS)] = beyond
     return table
 
 

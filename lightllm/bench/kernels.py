@@ -19,7 +19,7 @@ from lightllm.kernels.ops.contracts import AttentionParams, HeadNorms, HeadShape
 from lightllm.kernels.triton.activation import gated_activation
 from lightllm.kernels.triton.attention_backend import TritonAttention
 from lightllm.kernels.triton.linear_op import LinearPacker
-from lightllm.kernels.triton.norm import add_rms_norm, rms_norm
+from lightllm.kernels.triton.norm import rms_norm
 from lightllm.kernels.triton.rotary import rotary_store
 from lightllm.kernels.triton.sampling_op import Chooser, DrawInputs
 from lightllm.models.decoder import DecoderSpec
@@ -126,7 +126,6 @@ def all_cases(models: Sequence[ModelShape], inputs: Inputs) -> Iterator[Case]:
 def _pointwise(model: ModelShape, inputs: Inputs) -> Iterator[Case]:
     kernels = {
         "rms_norm": _rms_norm,
-        "add_rms_norm": _add_rms_norm,
         "gated_activation": _gated_activation,
         "rotary_store": _rotary_store,
     }
@@ -139,12 +138,6 @@ def _rms_norm(model: ModelShape, tokens: int, inputs: Inputs) -> Work:
     size, weight = tokens * model.hidden * inputs.dtype.itemsize, inputs.random(model.hidden)
     xs = inputs.randoms(tokens, model.hidden, total=2 * size)
     return Work([partial(rms_norm, x, weight, 1e-5) for x in xs], num_bytes=2 * size)
-
-
-def _add_rms_norm(model: ModelShape, tokens: int, inputs: Inputs) -> Work:
-    size, weight = tokens * model.hidden * inputs.dtype.itemsize, inputs.random(model.hidden)
-    xs = inputs.randoms(2, tokens, model.hidden, total=4 * size)
-    return Work([partial(add_rms_norm, x, residual, weight, 1e-5) for x, residual in xs], num_bytes=4 * size)
 
 
 def _gated_activation(model: ModelShape, tokens: int, inputs: Inputs) -> Work:

@@ -80,7 +80,7 @@ class EngineSettings:
 class SchedulerSettings:
     """Who runs next, and how much of it at once."""
 
-    max_running: int = 256
+    max_running: int = 512
     """Most requests that run at the same time."""
     max_step_tokens: int | None = None
     """Token budget of one step, prompt chunks and decodes together; auto: 8192 on a GPU, 512 on a CPU."""

@@ -3,7 +3,8 @@
 A graph covers a bucket, so many tokens of so many sequences. A smaller step is padded with the spare row, whose KV
 goes to the spare slot. What varies from step to step is written into one buffer that the graph reads:
 
-    inputs [n] int32    rows T | positions T | rope lengths T | slots T | wanted S | their rows S | positions S | items
+    inputs [n] int32    rows T | positions T | rope lengths T | slots T | wanted S | their rows S | positions S
+                        | items of attention | those for the wanted tokens, where these are not all
     decodes, T = S      ->  logits [S, vocab], likeliest ids and bad flags [2, S], noted in the history
     chunks, T > S       ->  hidden states [S, H] of the wanted tokens
 
@@ -43,6 +44,8 @@ STAGING = 4
 """Host copies of the inputs in rotation: a copy under way is not overwritten."""
 ALIGNMENT = 16
 """Each part of the inputs begins at a multiple of so many int32s: kernels load aligned arrays faster."""
+
+_NONE = np.empty(0, np.int32)
 
 
 class GraphAttention(Protocol):
@@ -100,7 +103,13 @@ class _Step:
 
     layout: SequenceLayout
     tokens: tuple[NDArray[Any], ...]
-    wanted: tuple[NDArray[Any], ...] = ()
+    wanted: tuple[NDArray[Any], ...] = (_NONE, _NONE, _NONE)
+
+    @property
+    def layouts(self) -> tuple[SequenceLayout, SequenceLayout]:
+        """The step's sequences, and each wanted token as one."""
+        _, rows, positions = self.wanted
+        return self.layout, SequenceLayout.of_tokens(rows, positions)
 
 
 class _Inputs:
@@ -110,6 +119,7 @@ class _Inputs:
         self, size: Size, rows: RowTables, attention: GraphAttention, move: Move, device: torch.device
     ) -> None:
         lengths = [size.tokens] * 4 + [size.sequences] * 3 + [attention.buffer_size(size.sequences, size.tokens)]
+        lengths += [] if size.decodes else [attention.buffer_size(size.sequences, size.sequences)]
         begins = np.cumsum([0] + [-(-length // ALIGNMENT) * ALIGNMENT for length in lengths])
         spans = [slice(int(begin), int(begin) + length) for begin, length in zip(begins, lengths, strict=False)]
         total = int(begins[-1])
@@ -119,12 +129,17 @@ class _Inputs:
         self._turn = 0
         self._move = move
         parts = [self._device[span] for span in spans]
-        self.rows, self.positions, self.rope_lens, self.slots, self.wanted, *places, memory = parts
+        self.rows, self.positions, self.rope_lens, self.slots, self.wanted, *places = parts[:7]
         self.places = (places[0], places[1])
-        self.attention = attention.make_buffers(size.sequences, size.tokens, rows.table, memory)
+        most = (size.tokens, size.sequences)
+        self.attention = [
+            attention.make_buffers(size.sequences, tokens, rows.table, memory)
+            for tokens, memory in zip(most, parts[7:], strict=False)
+        ]
+        """For all tokens and, where these are not all, for the wanted ones."""
 
     def next_host(self) -> list[NDArray[np.int32]]:
-        """The host views to fill for the next step: the seven arrays, then the attention's items."""
+        """The host views to fill for the next step: the seven arrays, then the items of each attention."""
         self._turn = (self._turn + 1) % STAGING
         return self._views[self._turn]
 
@@ -216,8 +231,7 @@ class StepGraphs:
         size = next((size for size in (*self._decodes, *self._chunks) if size not in self._buckets), None)
         if size is None or self._full:
             return False
-        nothing = np.empty(0, np.int32)
-        self._run(size, _Step(SequenceLayout(nothing, nothing, nothing), (nothing,) * 4))
+        self._run(size, _Step(SequenceLayout(_NONE, _NONE, _NONE), (_NONE,) * 4))
         return True
 
     def _run(self, size: Size | None, step: _Step) -> _Bucket | None:
@@ -236,12 +250,13 @@ class StepGraphs:
         return bucket
 
     def _write(self, inputs: _Inputs, step: _Step) -> None:
-        *arrays, items = inputs.next_host()
+        views = inputs.next_host()
         padding = (self._rows.spare_row, 0, 1, self._pool.total, 0, self._rows.spare_row, 0)
-        for array, values, rest in zip(arrays, (*step.tokens, *step.wanted), padding, strict=False):
+        for array, values, rest in zip(views, (*step.tokens, *step.wanted), padding, strict=False):
             array[: len(values)] = values
             array[len(values) :] = rest
-        self._attention.plan_into(inputs.attention, step.layout, items)
+        for buffers, layout, items in zip(inputs.attention, step.layouts, views[7:], strict=False):
+            self._attention.plan_into(buffers, layout, items)
         inputs.send()
 
     def _compute(self, size: Size, inputs: _Inputs) -> tuple[Tensor, ...]:
@@ -254,7 +269,8 @@ class StepGraphs:
             rope_lens=inputs.rope_lens,
             slots=inputs.slots,
             wanted=None if size.decodes else inputs.wanted,
-            attention_plan=inputs.attention.plan,
+            attention_plan=inputs.attention[0].plan,
+            wanted_plan=None if size.decodes else inputs.attention[1].plan,
         )
         hidden = self._model.forward(batch, self._pool)
         if not size.decodes:

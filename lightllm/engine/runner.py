@@ -28,6 +28,9 @@ from lightllm.sampling.sampler import LogprobTensors, Sampled, Sampler, Sampling
 
 Int64 = NDArray[np.int64]
 
+WANTED_SHARE = 4
+"""The last block computes the wanted tokens alone if they are at most one of so many: each then reads its keys by
+itself."""
 SCORED_LOGITS = 1 << 27
 """Logits of prompt tokens computed at a time: those of a whole chunk would take gigabytes that nobody measured."""
 
@@ -245,16 +248,19 @@ class Engine:
         slots = plan.slots.astype(np.int64)
         arrays = [flat.rows, flat.positions, flat.rope_lens, slots, wanted, flat.rows[last], flat.positions[last]]
         rows, positions, rope_lens, on_device, wanted_ids, *places = upload(arrays, self._device)
-        ids = self._kernels.place_tokens(self._rows.history, self._rows.table, rows, positions, on_device)
+        table, attention = self._rows.table, self._kernels.attention
+        ids = self._kernels.place_tokens(self._rows.history, table, rows, positions, on_device)
+        alone = None
+        if WANTED_SHARE * len(wanted) <= len(slots):
+            alone = SequenceLayout.of_tokens(flat.rows[wanted], flat.positions[wanted])
         batch = ForwardBatch(
             token_ids=ids,
             positions=positions,
             rope_lens=rope_lens,
             slots=on_device,
             wanted=wanted_ids,
-            attention_plan=self._kernels.attention.plan(
-                SequenceLayout(plan.rows, plan.starts, plan.lens), self._rows.table
-            ),
+            attention_plan=attention.plan(SequenceLayout(plan.rows, plan.starts, plan.lens), table),
+            wanted_plan=None if alone is None else attention.plan(alone, table),
         )
         return batch, (places[0], places[1])
 

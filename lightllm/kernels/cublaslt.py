@@ -83,8 +83,9 @@ class Product:
         self._one, self._zero = c_float(1.0), c_float(0.0)
         self.workspace_bytes = workspace_bytes
 
-    def __call__(self, x: Tensor, weight: Tensor, out: Tensor, workspace: Tensor) -> Tensor:
-        """Write x [T, K] @ weight [N, K].T into out [T, N], all contiguous, on torch's stream. Raises EngineError."""
+    def __call__(self, x: Tensor, weight: Tensor, out: Tensor, workspace: Tensor, *, add: bool = False) -> Tensor:
+        """Write x [T, K] @ weight [N, K].T into out [T, N], or add it to what is there; all contiguous, on torch's
+        stream. Raises EngineError."""
         layouts = self._layouts
         to = c_void_p(out.data_ptr())
         status = self._lib.cublasLtMatmul(
@@ -95,7 +96,7 @@ class Product:
             layouts.weight,
             c_void_p(x.data_ptr()),
             layouts.x,
-            byref(self._zero),
+            byref(self._one if add else self._zero),
             to,
             layouts.out,
             to,

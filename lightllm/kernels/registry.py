@@ -34,13 +34,12 @@ def reference_kernels(dtype: torch.dtype) -> KernelSet:
     """The torch references, which are the CPU backend."""
     plain = linear.why_not_blocked(dtype)
     reasons = dict.fromkeys(
-        ("rms_norm", "add_rms_norm", "rotary_store", "gated_activation", "place_tokens", "embed", "move", "attention"),
+        ("rms_norm", "rotary_store", "gated_activation", "place_tokens", "embed", "move", "attention"),
         "torch: the CPU backend",
     )
     reasons["linear"] = "oneDNN blocked weights" if plain is None else f"torch: {plain}"
     return KernelSet(
         rms_norm=pointwise.rms_norm,
-        add_rms_norm=pointwise.add_rms_norm,
         rotary_store=pointwise.rotary_store,
         place_tokens=pointwise.place_tokens,
         embed=pointwise.embed,

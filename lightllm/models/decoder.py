@@ -6,7 +6,7 @@ A model file states only what differs, as a `DecoderSpec`; a family with another
     for each block:   x = x + attention(norm(x));   x = x + feed_forward(norm(x))
     logits = head(norm(x))
 
-In the last block only the wanted tokens' x matters once attention has read and stored what it needs of the others.
+In the last block only the wanted tokens' x matters, once keys and values of all are stored.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ class DecoderSpec:
 class ForwardBatch:
     """One step on the device: T tokens, of which those at `wanted` [N] need logits (None: all).
 
+    `attention_plan` is for all tokens. With a `wanted_plan`, for the wanted ones alone, the last block computes no more
+    of the others than their keys and values.
     `rope_lens` [T] is the sequence length each token counts as computed at (for length-dependent rotary schemes).
     """
 
@@ -92,6 +94,7 @@ class ForwardBatch:
     slots: Tensor
     wanted: Tensor | None
     attention_plan: object
+    wanted_plan: object | None = None
 
 
 class DecoderBlock:
@@ -135,17 +138,20 @@ class Decoder:
         """Compute a step: write its keys and values into the pool, return the hidden states wanted [N, H]."""
         kernels, eps = self._kernels, self.spec.norm_eps
         cos, sin = self._angles(batch.positions, batch.rope_lens)
-        residual = kernels.embed(batch.token_ids, self._embedding)  # [tokens, H]
-        x = kernels.rms_norm(residual, self._blocks[0].input_norm, eps)
+        x = kernels.embed(batch.token_ids, self._embedding)  # [tokens, H]: the residual stream
+        wanted, plan = batch.wanted, batch.attention_plan
         for layer, block in enumerate(self._blocks):
-            if layer:
-                x = kernels.add_rms_norm(x, residual, block.input_norm, eps)
-            x = self._attend(x, cos, sin, block, batch, pool.keys[layer], pool.values[layer])
-            if layer == len(self._blocks) - 1 and batch.wanted is not None:
-                x, residual = x.index_select(0, batch.wanted), residual.index_select(0, batch.wanted)
-            x = kernels.add_rms_norm(block.output(x), residual, block.ffn_norm, eps)
-            x = block.down(block.gate_up.gated(x, self.spec.activation))
-        return kernels.add_rms_norm(x, residual, self._norm, eps)
+            keys, values = pool.keys[layer], pool.values[layer]
+            qkv = block.qkv(kernels.rms_norm(x, block.input_norm, eps))
+            q = kernels.rotary_store(qkv, self._head_shape, cos, sin, block.head_norms, keys, values, batch.slots)
+            if layer == len(self._blocks) - 1 and wanted is not None and batch.wanted_plan is not None:
+                q, x = q.index_select(0, wanted), x.index_select(0, wanted)
+                wanted, plan = None, batch.wanted_plan
+            block.output.add(kernels.attention.run(q, keys, values, plan, block.attention).flatten(1), x)
+            normed = kernels.rms_norm(x, block.ffn_norm, eps)
+            block.down.add(block.gate_up.gated(normed, self.spec.activation), x)
+        x = x if wanted is None else x.index_select(0, wanted)
+        return kernels.rms_norm(x, self._norm, eps)
 
     def _head_weight(self, source: WeightSource) -> Tensor:
         """The head [vocab, H]: the embedding if both are tied, unless the checkpoint has a head that differs."""
@@ -157,21 +163,6 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, H] -> [N, vocab]."""
         return self._head(hidden)
-
-    def _attend(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        block: DecoderBlock,
-        batch: ForwardBatch,
-        keys: Tensor,
-        values: Tensor,
-    ) -> Tensor:
-        q = self._kernels.rotary_store(
-            block.qkv(x), self._head_shape, cos, sin, block.head_norms, keys, values, batch.slots
-        )
-        return self._kernels.attention.run(q, keys, values, batch.attention_plan, block.attention).flatten(1)
 
 
 def _take_head_norms(spec: DecoderSpec, prefix: str, source: WeightSource) -> HeadNorms:

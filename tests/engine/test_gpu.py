@@ -140,8 +140,8 @@ def test_replayed_graphs_give_what_eager_steps_give(model: Path, reference: LLM,
     replayed, eager = results
     check_greedy(reference, given, replayed)
     check_greedy(reference, given, eager)
-    same = sum(a == b for a, b in zip(replayed, eager, strict=True))
-    assert same >= count / 2, "rounding parts some sequences, not most"
+    parted = sum(a != b for a, b in zip(replayed, eager, strict=True))
+    assert parted <= max(1, count / 2), "rounding parts some sequences, not most"
 
 
 def test_logits_of_a_graph_are_those_of_an_eager_step(model: Path) -> None:

@@ -11,7 +11,7 @@ from fake_device import CAPABILITY, SHARED_BYTES, compiled
 from lightllm.kernels.ops.contracts import AttentionParams, HeadNorms, HeadShape, SequenceLayout
 from lightllm.kernels.triton import activation, attention_backend, launch, linear_op, norm, rotary, sampling_op, tokens
 from lightllm.kernels.triton.compiling import compiled_together
-from lightllm.kernels.triton.linear_choice import Tile, Vector, by_rule, tuned_table
+from lightllm.kernels.triton.linear_choice import Persistent, Tile, Vector, by_rule, tuned_table
 
 HOPPER = CAPABILITY == 90
 CPU = torch.device("cpu")
@@ -29,7 +29,6 @@ def pointwise() -> None:
     tokens.place_tokens(zeros(3, 9, dtype=torch.int32), zeros(3, 9, dtype=torch.int32), ids, ids, ids)
     tokens.move(ids, torch.zeros_like(ids))
     norm.rms_norm(zeros(5, 4096), zeros(4096), 1e-5)
-    norm.add_rms_norm(zeros(5, 4096), zeros(5, 4096), zeros(4096), 1e-5)
     for kind in ("silu", "gelu", "gelu_tanh"):
         activation.gated_activation(zeros(5, 6144), kind)
     for shape, normed, count in itertools.product(SHAPES, (False, True), (1, 4096)):
@@ -46,7 +45,6 @@ def attention() -> None:
     large = [HeadShape(8, 1, 256, 256), HeadShape(8, 8, 256, 256)]
     for shape, kind in [*((SHAPES[0], kind) for kind in kinds), *((shape, {}) for shape in (*SHAPES[1:], *large))]:
         backend = attention_backend.TritonAttention(shape, CPU)
-        backend._hopper = HOPPER
         layout = SequenceLayout(*(np.array(v, np.int32) for v in ([0, 1, 2], [9000, 0, 3], [1, 300, 20])))
         plan = backend.plan(layout, torch.zeros(3, 9100, dtype=torch.int32))
         pool = [zeros(9100, shape.num_kv_heads, shape.head_dim) for _ in range(2)]
@@ -56,15 +54,20 @@ def attention() -> None:
 def products() -> None:
     workspace = linear_op.SplitWorkspace(CPU)
     choices = {choice for steps in tuned_table("NVIDIA H200").values() for _, choice in steps} if HOPPER else set()
-    for choice in [*choices, Tile(64, 64, 2, 3, 4), by_rule(4096, 4096), by_rule(512, 512)]:
+    for choice in [*choices, Tile(64, 64, 2, 3, 4), by_rule(4096), by_rule(512)]:
         weight = zeros(256, 4096)
         if isinstance(choice, Tile):
             linear_op.multiply_tile(zeros(32, 4096), weight, None, zeros(32, 256), choice, workspace)
             linear_op.multiply_tile(zeros(32, 4096), weight, None, zeros(32, 128), choice, workspace, "silu")
+            linear_op.multiply_tile(zeros(32, 4096), weight, None, zeros(32, 256), choice, workspace, add=True)
         if isinstance(choice, Vector):
             linear_op.multiply_vector(zeros(1, 4096), weight, None, zeros(1, 256), choice)
+            linear_op.multiply_vector(zeros(1, 4096), weight, None, zeros(1, 256), choice, add=True)
             if choice.rows > 1:
                 linear_op.multiply_vector(zeros(1, 4096), weight, None, zeros(1, 128), choice, "silu")
+    if HOPPER:
+        for kind, band in itertools.product(("silu", "gelu", "gelu_tanh"), (8, 16)):
+            linear_op.multiply_gated(zeros(300, 4096), weight, zeros(300, 128), Persistent(band), kind)
 
 
 def sampling() -> None:
@@ -101,7 +104,7 @@ def rehearsed_sampling() -> None:
     assert len(compiled) == known, compiled[known:]
 
 
-launch._INTERPRETED = launch.Launcher(num_processors=132, shared_bytes=SHARED_BYTES, dependent=HOPPER)
+launch._INTERPRETED = launch.Launcher(132, SHARED_BYTES, dependent=HOPPER, hopper=HOPPER)
 with torch.inference_mode():
     for attempt in range(2):  # together, which leaves out what fails; then one by one, which does not
         for kernels in (pointwise, attention, products, sampling):

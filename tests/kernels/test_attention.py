@@ -169,9 +169,8 @@ STAYING = [(32, 8, 128), (14, 2, 128), (200, 200, 64), (71, 1, 64), (1, 1, 128)]
 def test_programs_that_stay_find_every_unit_of_a_step(sequences, tokens, heads, monkeypatch):
     """What the kernel for Hopper reads, column by column up to the first 0, in plans and in buffers used again."""
     shape = HeadShape(*heads, rotary_dim=heads[2])
-    monkeypatch.setattr(launch, "_INTERPRETED", launch.Launcher(132, 227 << 10, dependent=True))
+    monkeypatch.setattr(launch, "_INTERPRETED", launch.Launcher(132, 227 << 10, dependent=True, hopper=True))
     backend = TritonAttention(shape, torch.device("cpu"))
-    backend._hopper = True
     table = torch.zeros(sequences, 1, dtype=torch.int32)
     memory = torch.zeros(backend.buffer_size(sequences, tokens), dtype=torch.int32)
     buffers = backend.make_buffers(sequences, tokens, table, memory)

@@ -22,7 +22,7 @@ from lightllm.kernels.triton.linear_choice import Tile, Vector, parse_choice
 
 TINY = ModelShape("tiny", 32, 48, 64, 2, HeadShape(4, 2, 16, 16), True)
 KERNELS = [
-    *("rms_norm", "add_rms_norm", "gated_activation", "rotary_store", "linear", "attention decode"),
+    *("rms_norm", "gated_activation", "rotary_store", "linear", "attention decode"),
     *("attention prefill", "greedy", "draw", "draw with top_p"),
 ]
 
@@ -59,9 +59,9 @@ def test_every_kernel_is_timed_beside_its_bound(
     assert main(["bench", "kernels", "--dtype", "float16", "--json", str(report)]) == 0
     rows: list[dict[str, Any]] = json.loads(report.read_text())["kernels"]
     assert list(dict.fromkeys(row["kernel"] for row in rows)) == KERNELS
-    (norm,) = [row for row in rows if row["kernel"] == "add_rms_norm" and row["case"] == "tiny 3 tokens"]
-    assert norm["bytes_per_second"] == pytest.approx(4 * 3 * 32 * 2 / 1e-3)
-    assert norm["share_of_bound"] == pytest.approx(4 * 3 * 32 * 2 / 1e9 / 1e-3)
+    (norm,) = [row for row in rows if row["kernel"] == "rms_norm" and row["case"] == "tiny 3 tokens"]
+    assert norm["bytes_per_second"] == pytest.approx(2 * 3 * 32 * 2 / 1e-3)
+    assert norm["share_of_bound"] == pytest.approx(2 * 3 * 32 * 2 / 1e9 / 1e-3)
     (prefill,) = [row for row in rows if row["kernel"] == "attention prefill"]
     assert prefill["operations_per_second"] == pytest.approx(4 * 7 * (3 + 4) * 4 * 16 / 1e-3)
     assert all(row["cublas_seconds"] for row in rows if row["kernel"] == "linear")
@@ -74,7 +74,7 @@ def test_only_what_is_asked_for(
     directory, _ = make_checkpoint("Llama")
     assert main(["bench", "kernels", str(directory), "--only", "rms", "--dtype", "float16", "--json", "-"]) == 0
     rows = json.loads(capsys.readouterr().out)["kernels"]
-    assert {row["kernel"] for row in rows} == {"rms_norm", "add_rms_norm"}
+    assert {row["kernel"] for row in rows} == {"rms_norm"}
     assert rows[0]["case"] == f"{directory.name} 1 tokens"
 
 
@@ -85,7 +85,7 @@ def test_tuning_writes_a_table_and_keeps_what_it_had(
     first = "x".join(map(str, TINY.weights()["qkv"]))
     kernel_tuning.write_table(table, "Toy GPU", {"8x8": {"1": ["cublas"]}, first: {"96": ["cublas"]}})
     choices = [Vector(32, 64, 2), Vector(3, 64, 2), Tile(64, 64, 1, 2, 4)]  # the second cannot be compiled
-    monkeypatch.setattr(kernel_tuning, "candidates", lambda tokens: choices)
+    monkeypatch.setattr(kernel_tuning, "candidates", lambda tokens, gated: choices)
     monkeypatch.setattr(kernel_tuning, "TOKENS", (1, 2))
     monkeypatch.setattr(kernel_tuning, "PROMPT_TOKENS", 3)
     ticks = iter(range(10_000, 0, -1))
@@ -101,7 +101,8 @@ def test_tuning_writes_a_table_and_keeps_what_it_had(
     assert set(shapes) == {f"{rows}x{size}" for rows, size in TINY.weights().values()}
     for shape, steps in shapes.items():
         prompts = shape != f"{TINY.vocab}x{TINY.hidden}"
-        assert steps.pop("7168", None) == (["cublas"] if prompts else None)  # not measured
+        for beyond in ("7168", "1048576"):
+            assert steps.pop(beyond, None) == (["cublas"] if prompts else None)  # not measured
         assert set(steps) == ({"1", "2", "3"} if prompts else {"1", "2"})
         assert all(parse_choice(entry) == choices[2] for entry in steps.values())
     tried = json.loads((tmp_path / "rows.json").read_text())["kernels"][0]["tried"]

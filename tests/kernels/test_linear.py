@@ -8,9 +8,11 @@ import torch
 from lightllm.kernels import cublaslt
 from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.reference import pointwise as reference
+from lightllm.kernels.triton.launch import launcher_for
 from lightllm.kernels.triton.linear_choice import (
     Choice,
     Choices,
+    Persistent,
     Tile,
     Vector,
     choices_for,
@@ -19,9 +21,9 @@ from lightllm.kernels.triton.linear_choice import (
     tuned_table,
     write_choice,
 )
-from lightllm.kernels.triton.linear_op import SplitWorkspace, TritonLinear
+from lightllm.kernels.triton.linear_op import SplitWorkspace, TritonLinear, multiply_gated, serves_gated
 
-KERNELS = [None, Vector(1, 64, 1), Vector(2, 128, 2), Tile(32, 32, 1, 2, 4), Tile(64, 32, 3, 3, 4)]
+KERNELS = [None, Persistent(8), Vector(1, 64, 1), Vector(2, 128, 2), Tile(32, 32, 1, 2, 4), Tile(64, 32, 3, 3, 4)]
 SIZES = [(1, 64, 64), (2, 66, 129), (3, 2, 32), (17, 40, 200)]
 
 
@@ -58,6 +60,20 @@ def test_the_plain_product(size, bias, choice, device, dtype):
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_product_added_to_a_residual(size, bias, choice, device, dtype):
+    if device.type == "cpu" and dtype != torch.float32 and bias:
+        pytest.skip("differs in rounding only")
+    num_tokens, num_rows, width = size
+    op = make_op(choice, num_rows, width, bias, device, dtype)
+    x = torch.randn(num_tokens, width, device=device).to(dtype)
+    residual = torch.randn(num_tokens, num_rows, device=device).to(dtype)
+    expected = expected_product(op, x) + residual.double()
+    op.add(x, residual)
+    assert_close(residual, expected)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("num_tokens", [1, 3])
 def test_the_gated_product(num_tokens, bias, choice, device, dtype):
     if device.type == "cpu" and dtype != torch.float32 and bias:
@@ -72,6 +88,9 @@ def test_no_tokens_give_no_rows(choice, device):
     empty = torch.empty(0, 16, device=device)
     assert op(empty).shape == (0, 8)
     assert op.gated(empty, "silu").shape == (0, 4)
+    residual = torch.empty(0, 8, device=device)
+    op.add(empty, residual)
+    assert residual.shape == (0, 8)
 
 
 def test_a_split_product_leaves_its_counters_at_zero(device):
@@ -96,7 +115,51 @@ def test_the_library_multiplies_by_each_algorithm_it_suggests(size, dtype):
     for algorithm in found:
         assert cublaslt.cublaslt().product(size, dtype, algorithm, workspace.partials.nbytes) is not None
         op = TritonLinear(weight, None, Choices(((1 << 20, algorithm),), "test"), workspace)
-        assert_close(op(x), expected_product(op, x))
+        expected = expected_product(op, x)
+        assert_close(op(x), expected)
+        residual = torch.randn(num_tokens, num_rows, device="cuda").to(dtype)
+        expected += residual.double()
+        op.add(x, residual)
+        assert_close(residual, expected)
+
+
+needs_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or not launcher_for(torch.device("cuda")).hopper, reason="needs a Hopper GPU"
+)
+
+
+@pytest.mark.gpu
+@needs_hopper
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 8, 8), (64, 128, 64), (128, 128, 256), (129, 136, 72), (300, 1000, 328), (2500, 384, 1024), (4000, 2304, 96)],
+    ids=str,
+)
+def test_the_gated_product_of_many_tokens(size, dtype, kind):
+    """Odd edges of tokens, outputs and columns; fewer and more tiles than the device has programs."""
+    num_tokens, num_outputs, width = size
+    op = make_op(None, 2 * num_outputs, width, False, torch.device("cuda"), dtype)
+    x = torch.randn(num_tokens, 2 * width, device="cuda").to(dtype)[:, width:]  # rows that are not next to each other
+    expected = reference.gated_activation(expected_product(op, x), kind)
+    for band in (1, 8, 16):
+        assert serves_gated(x, op.weight, None)
+        out = x.new_full((num_tokens, num_outputs), float("nan"))
+        assert_close(multiply_gated(x, op.weight, out, Persistent(band), kind), expected)
+
+
+@pytest.mark.gpu
+@needs_hopper
+def test_what_the_copy_engine_cannot_read_goes_to_the_library():
+    op = make_op(None, 32, 72, False, torch.device("cuda"), torch.bfloat16)
+    x = torch.randn(9, 80, device="cuda").bfloat16()
+    bias = op.weight[:, 0].contiguous()
+    assert serves_gated(x[:, 8:], op.weight, None)
+    assert not serves_gated(x[:, 8:], op.weight, bias)
+    assert not serves_gated(x[:, 1:73], op.weight, None)
+    assert not serves_gated(x[:, 8:].float(), op.weight, None)
+    assert not serves_gated(x[:, 8:], op.weight[:26], None)
 
 
 @pytest.mark.gpu
@@ -127,7 +190,9 @@ def test_choices_survive_the_table_and_unknown_shapes_get_a_rule():
         assert parse_choice(write_choice(choice)) == choice
     with pytest.raises(ValueError, match="unknown kernel 'magic'"):
         parse_choice(["magic", 1])
-    choices = choices_for(4096, 4096, torch.bfloat16, "No Such Device")
-    assert isinstance(choices.at(1), Vector) and choices.at(65) is None
-    assert choices_for(4096, 4096, torch.float32, "NVIDIA H200").at(1) is None
+    choices = choices_for(4096, 4096, torch.bfloat16, "No Such Device", hopper=False)
+    assert isinstance(choices.at(1), Vector) and choices.at(65) is None and choices.at(9000) is None
+    choices = choices_for(4096, 4096, torch.bfloat16, "Unmeasured Hopper", hopper=True)
+    assert isinstance(choices.at(1), Vector) and choices.at(65) is None and choices.at(9000) == Persistent(16)
+    assert choices_for(4096, 4096, torch.float32, "NVIDIA H200", hopper=True).at(1) is None
     assert table_name("NVIDIA H200") == "nvidia_h200.json"

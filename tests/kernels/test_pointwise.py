@@ -28,17 +28,6 @@ def test_rms_norm_gives_what_the_reference_gives(size, device, dtype):
     torch.testing.assert_close(norm.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), **tolerance(dtype))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_add_rms_norm_also_updates_the_residual(size, device, dtype):
-    x, residual = (random(*size, device=device, dtype=dtype) for _ in range(2))
-    weight = random(size[1], device=device, dtype=dtype)
-    expected_residual = residual.clone()
-    expected = reference.add_rms_norm(x, expected_residual, weight, 1e-6)
-    actual = norm.add_rms_norm(x, residual, weight, 1e-6)
-    torch.testing.assert_close(residual, expected_residual, rtol=0, atol=0)
-    torch.testing.assert_close(actual, expected, **tolerance(dtype))
-
-
 def test_rms_norm_takes_strided_rows(device):
     x = torch.randn(6, 3, 32, device=device)
     weight = torch.randn(32, device=device)

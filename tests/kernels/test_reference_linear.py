@@ -22,3 +22,7 @@ def test_padding_is_not_seen(count: int, biased: bool) -> None:
     op = pack_linear(weight, bias)
     torch.testing.assert_close(op(x), torch.nn.functional.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
     assert op.gated(x, "silu").shape == (count, 24)
+    residual = torch.randn(count, 48)
+    expected = residual + op(x)
+    op.add(x, residual)
+    torch.testing.assert_close(residual, expected)

@@ -30,6 +30,10 @@ class LinearOp(Protocol):
         """x [T, in] -> [T, out]."""
         ...
 
+    def add(self, x: Tensor, residual: Tensor) -> None:
+        """residual [T, out] += op(x [T, in]), in place; residual is contiguous."""
+        ...
+
     def gated(self, x: Tensor, kind: Activation) -> Tensor:
         """x [T, in] -> activation(gate) * up [T, out / 2], gate being the first half of the outputs."""
         ...
@@ -83,6 +87,11 @@ class SequenceLayout:
     starts: Int32
     lens: Int32
 
+    @classmethod
+    def of_tokens(cls, rows: NDArray[np.integer], positions: NDArray[np.integer]) -> SequenceLayout:
+        """Each token as a sequence of its own."""
+        return cls(rows.astype(np.int32), positions.astype(np.int32), np.ones(len(rows), np.int32))
+
     @property
     def kv_lens(self) -> Int32:
         return self.starts + self.lens
@@ -91,12 +100,6 @@ class SequenceLayout:
 class RmsNorm(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, H] / rms(x) * weight [H], statistics in float32."""
-        ...
-
-
-class AddRmsNorm(Protocol):
-    def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """residual [T, H] += x [T, H] in place; returns the RMSNorm of the sum."""
         ...
 
 
@@ -163,7 +166,6 @@ class KernelSet:
     """The implementations chosen for one engine, and why each was chosen (`reasons`: op name -> text)."""
 
     rms_norm: RmsNorm
-    add_rms_norm: AddRmsNorm
     rotary_store: RotaryStore
     place_tokens: PlaceTokens
     embed: Embed

@@ -35,6 +35,9 @@ class _PlainLinear:
     def __call__(self, x: Tensor) -> Tensor:
         return functional.linear(x, self._weight, self._bias)
 
+    def add(self, x: Tensor, residual: Tensor) -> None:
+        residual += self(x)
+
     def gated(self, x: Tensor, kind: Activation) -> Tensor:
         return gated_activation(self(x), kind)
 
@@ -53,6 +56,9 @@ class _BlockedLinear:
             x = functional.pad(x, (0, 0, 0, padding))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return out[:count]
+
+    def add(self, x: Tensor, residual: Tensor) -> None:
+        residual += self(x)
 
     def gated(self, x: Tensor, kind: Activation) -> Tensor:
         return gated_activation(self(x), kind)

@@ -18,11 +18,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return scaled.to(x.dtype) * weight
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    residual += x
-    return rms_norm(residual, weight, eps)
-
-
 def move(source: Tensor, target: Tensor) -> None:
     target.view(-1).view(torch.uint8).copy_(source.view(-1).view(torch.uint8), non_blocking=True)
 

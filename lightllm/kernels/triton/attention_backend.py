@@ -26,6 +26,7 @@ from lightllm.kernels.triton.attention_plan import (
     MERGE_SIZE,
     DecodeItems,
     TileShape,
+    laps_of,
     make_items,
     padding_items,
     share_units,
@@ -118,7 +119,6 @@ class TritonAttention:
         self._device = device
         self._choose_tiling = tiling
         self._launcher = launcher_for(device)
-        self._hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
         self._block_d = max(16, next_power_of_2(shape.head_dim))
         self._small_rows = max(SMALL_ROWS, next_power_of_2(shape.group))
         self._scratch: Scratch | None = None
@@ -313,7 +313,7 @@ class TritonAttention:
             table.stride(0),
             k_cache.stride(0),
             params.scale * LOG2_E,
-            -(-launch.num_items * shape.num_kv_heads // launch.num_programs),
+            laps_of(launch.num_items * shape.num_kv_heads, launch.num_programs),
             KV_HEADS=shape.num_kv_heads,
             GROUP=shape.group,
             HEAD_DIM=shape.head_dim,
@@ -331,15 +331,16 @@ class TritonAttention:
 
     def _staying_programs(self, tiling: Tiling, num_items: int) -> int:
         """The programs that stay for all these items, if the kernel for Hopper may serve them; else 0."""
-        sizes = tiling.rows == HOPPER_ROWS and self._shape.head_dim in HOPPER_HEADS
-        return min(num_items * self._shape.num_kv_heads, self._launcher.num_processors) if self._hopper and sizes else 0
+        if not self._launcher.hopper or tiling.rows != HOPPER_ROWS or self._shape.head_dim not in HOPPER_HEADS:
+            return 0
+        return min(num_items * self._shape.num_kv_heads, self._launcher.num_processors)
 
     def _launch_size(self, tiling: Tiling, most_tiles: int) -> int:
         """The int32s of a launch of at most so many tiles, in whole multiples of 16 bytes."""
         shape = self._tile_shape(tiling)
         num_items = shape.most_items(most_tiles)
         num_programs = self._staying_programs(tiling, num_items)
-        num_units = -(-num_items * shape.num_kv_heads // num_programs) * num_programs if num_programs else 0
+        num_units = laps_of(num_items * shape.num_kv_heads, num_programs) * num_programs if num_programs else 0
         return num_items * ITEM_SIZE + shape.most_merges(most_tiles) * MERGE_SIZE + -(-num_units // 4) * 4
 
     def _scratch_for(self, num_parts: int, tiling: Tiling) -> Scratch:

@@ -140,6 +140,11 @@ def padding_items(begin: int, end: int) -> Int32:
     return items
 
 
+def laps_of(num_units: int, num_programs: int) -> int:
+    """Turns in which so many programs take all units."""
+    return -(-num_units // num_programs)
+
+
 def share_units(items: Int32, num_kv_heads: int, num_programs: int) -> Int32:
     """Which units each of the programs that stay computes: [laps, num_programs], counted from 1, 0 where a program is
     done. Unit i is item i // num_kv_heads with key/value head i % num_kv_heads.
@@ -149,7 +154,7 @@ def share_units(items: Int32, num_kv_heads: int, num_programs: int) -> Int32:
     """
     assert (items[:, KEY_END] > items[:, KEY_START]).all()
     work = np.repeat(items[:, KEY_END] - items[:, KEY_START] + START_COST, num_kv_heads)
-    shared = np.zeros((-(-len(work) // num_programs), num_programs), np.int32)
+    shared = np.zeros((laps_of(len(work), num_programs), num_programs), np.int32)
     done = np.zeros(num_programs, np.int64)
     for lap, units in enumerate(shared):
         first = lap * num_programs

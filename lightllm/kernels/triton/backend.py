@@ -10,7 +10,7 @@ from lightllm.kernels.triton.attention_backend import TritonAttention
 from lightllm.kernels.triton.compiling import hash_triton_early
 from lightllm.kernels.triton.linear_choice import tuned_table
 from lightllm.kernels.triton.linear_op import LinearPacker
-from lightllm.kernels.triton.norm import add_rms_norm, rms_norm
+from lightllm.kernels.triton.norm import rms_norm
 from lightllm.kernels.triton.rotary import rotary_store
 from lightllm.kernels.triton.tokens import embed, move, place_tokens
 
@@ -35,7 +35,7 @@ def triton_kernels(device: Device, dtype: torch.dtype, shape: HeadShape) -> Kern
     """The kernels for one engine; `why_not` must have found nothing."""
     hash_triton_early()
     reason = f"Triton, compute capability {device.capability[0]}.{device.capability[1]}"
-    pointwise = ("rms_norm", "add_rms_norm", "rotary_store", "gated_activation", "place_tokens", "embed", "move")
+    pointwise = ("rms_norm", "rotary_store", "gated_activation", "place_tokens", "embed", "move")
     reasons = dict.fromkeys(pointwise, reason)
     reasons["attention"] = f"{reason}: split over keys, slots of one token"
     measured = "measured" if tuned_table(device.name) else "not measured"
@@ -44,7 +44,6 @@ def triton_kernels(device: Device, dtype: torch.dtype, shape: HeadShape) -> Kern
     )
     return KernelSet(
         rms_norm=rms_norm,
-        add_rms_norm=add_rms_norm,
         rotary_store=rotary_store,
         place_tokens=place_tokens,
         embed=embed,

@@ -17,11 +17,13 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """Number of multiprocessors, bytes of shared memory a program may have, and whether dependent launch is used."""
+    """Number of multiprocessors, bytes of shared memory a program may have, whether dependent launch is used, and
+    whether kernels may be written for Hopper's warp groups (compute capability 9.0 alone has those instructions)."""
 
     num_processors: int
     shared_bytes: int
     dependent: bool
+    hopper: bool
 
     @property
     def options(self) -> dict[str, bool]:
@@ -29,7 +31,7 @@ class Launcher:
         return {"PDL": True, "launch_pdl": True} if self.dependent else {"PDL": False}
 
 
-_INTERPRETED = Launcher(num_processors=2, shared_bytes=96 << 10, dependent=False)
+_INTERPRETED = Launcher(num_processors=2, shared_bytes=96 << 10, dependent=False, hopper=False)
 
 
 def launcher_for(device: torch.device) -> Launcher:
@@ -42,7 +44,8 @@ def _cuda_launcher(index: int) -> Launcher:
     properties = torch.cuda.get_device_properties(index)
     wanted = os.environ.get("LIGHTLLM_DEPENDENT_LAUNCH", "1") != "0"
     shared = int(getattr(properties, "shared_memory_per_block_optin", 96 << 10))  # not in every torch's stubs
-    return Launcher(properties.multi_processor_count, shared, dependent=properties.major >= 9 and wanted)
+    dependent = properties.major >= 9 and wanted
+    return Launcher(properties.multi_processor_count, shared, dependent, hopper=properties.major == 9)
 
 
 def next_power_of_2(number: int) -> int:

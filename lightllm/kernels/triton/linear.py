@@ -6,11 +6,10 @@ device needs about 180 operations a byte to be bound by its matrix units). Above
 weights, above M = 128 for all.
 
 `vector_kernel` (M <= 4) multiplies on the ordinary cores: a program streams a few rows of the weight, and under
-dependent launch its first loads are under way before the kernel that makes x has finished. It can also multiply an
-activated gate with up.
+dependent launch its first loads are under way before the kernel that makes x has finished.
 `tile_kernel` multiplies on the matrix units: a program owns a block of rows, or of rows and K, in which
 case the last of a block's programs to finish sums the parts in a fixed order.
-Both can also multiply an activated gate with up.
+Both can also multiply an activated gate with up (GATED), or add the product to what is in out (ADD).
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ def vector_kernel(
     BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
+    ADD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     # M is a power of two and x has exactly M rows. GATED is "" or an activation: then weight is [2 num_rows, K], and
@@ -67,22 +67,29 @@ def vector_kernel(
     w = tl.load(w_at, mask=column < size, other=0.0, cache_modifier=".cg")
     if PDL:
         tlx.gdc_wait()
+    x_at = x + token * x_stride + column
+    value = tl.load(x_at, mask=column < size, other=0.0)
+    to = tl.program_id(0) * (ROWS // HALVES) + tl.arange(0, ROWS // HALVES)[None, :]
+    out_at = out + tl.arange(0, M)[:, None] * out_stride + to
+    if ADD:
+        before = tl.load(out_at, mask=to < num_rows, other=0.0)
     total = tl.zeros([M, ROWS, BLOCK_K], tl.float32)
     for start in tl.range(0, size, BLOCK_K):
-        value = tl.load(x + token * x_stride + start + column, mask=start + column < size, other=0.0)
         ahead = start + BLOCK_K + column < size
         w_next = tl.load(w_at + start + BLOCK_K, mask=ahead, other=0.0, cache_modifier=".cg")
+        value_next = tl.load(x_at + start + BLOCK_K, mask=ahead, other=0.0)
         total += value.to(tl.float32) * w.to(tl.float32)
         w = w_next
+        value = value_next
     result = tl.sum(total, 2)  # [M, ROWS]
     if HAS_BIAS:
         result += tl.load(bias + row.reshape(1, ROWS)).to(tl.float32)
     if GATED != "":
         gate, up = tl.split(tl.reshape(result, [M, ROWS // 2, 2]))
         result = activate(gate.to(out.dtype.element_ty).to(tl.float32), GATED) * up
-    to = tl.program_id(0) * (ROWS // HALVES) + tl.arange(0, ROWS // HALVES)[None, :]
-    token = tl.arange(0, M)[:, None]
-    tl.store(out + token * out_stride + to, result.to(out.dtype.element_ty), mask=to < num_rows)
+    if ADD:
+        result += before.to(tl.float32)
+    tl.store(out_at, result.to(out.dtype.element_ty), mask=to < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -106,6 +113,7 @@ def tile_kernel(
     PREFETCH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
+    ADD: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -142,7 +150,7 @@ def tile_kernel(
             value = tl.load(x_at + start, mask=(column < size - start)[:, None], other=0.0)
         total = tl.dot(w, value, total, input_precision=PRECISION)
     if SPLIT == 1:
-        _finish(total, bias, out, block, safe_row, token, num_tokens, num_rows, out_stride, HAS_BIAS, GATED)
+        _finish(total, bias, out, block, safe_row, token, num_tokens, num_rows, out_stride, HAS_BIAS, GATED, ADD)
     else:
         area: tl.constexpr = BLOCK_N * BLOCK_M
         place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + token[None, :]
@@ -155,7 +163,7 @@ def tile_kernel(
             for other in tl.static_range(SPLIT):
                 part = partials + (block * SPLIT + other).to(tl.int64) * area + place
                 total += tl.load(part, cache_modifier=".cg")
-            _finish(total, bias, out, block, safe_row, token, num_tokens, num_rows, out_stride, HAS_BIAS, GATED)
+            _finish(total, bias, out, block, safe_row, token, num_tokens, num_rows, out_stride, HAS_BIAS, GATED, ADD)
 
 
 @triton.jit
@@ -171,8 +179,9 @@ def _finish(
     out_stride,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
+    ADD: tl.constexpr,
 ):
-    """Bias, gate and store of a [rows, tokens] block of the product."""
+    """Bias, gate, sum and store of a [rows, tokens] block of the product."""
     dtype: tl.constexpr = out.dtype.element_ty
     BLOCK_M: tl.constexpr = total.shape[1]
     BLOCK_N: tl.constexpr = total.shape[0]
@@ -186,4 +195,7 @@ def _finish(
         gate, up = tl.split(tl.permute(eights, [0, 2, 3, 1]))
         total = tl.reshape(activate(gate.to(dtype).to(tl.float32), GATED) * up, [BLOCK_N // 2, BLOCK_M])
     inside = (row < num_rows)[:, None] & (token < num_tokens)[None, :]
-    tl.store(out + token[None, :] * out_stride + row[:, None], total.to(dtype), mask=inside)
+    out_at = out + token[None, :] * out_stride + row[:, None]
+    if ADD:
+        total += tl.load(out_at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_at, total.to(dtype), mask=inside)

@@ -4,6 +4,7 @@ The tables are `lightllm/kernels/tuned/<device>.json`, made by `lightllm bench k
 
     {"linear": {"<N>x<K>": {"<most tokens>": ["vector", ROWS, BLOCK_K, warps]
                                            | ["tile", BLOCK_N, BLOCK_K, SPLIT, stages, warps]
+                                           | ["persistent", BAND]
                                            | ["cublaslt", the numbers of an `Algorithm`]
                                            | ["cublas"]}},
      "cublaslt": <the version those numbers belong to>}
@@ -27,10 +28,9 @@ from lightllm.kernels.triton.launch import next_power_of_2
 
 MOST_VECTOR_TOKENS = 4
 MOST_TILE_TOKENS = 128
-LARGE_ROWS = 8192
-"""Rows from which a weight of thousands of columns is more than the device holds on its way at once."""
-WHOLE_ROW = 4096
-"""Columns that a program of 4 warps can hold."""
+FEWEST_PERSISTENT_TOKENS = 1024
+MOST_TOKENS = 1 << 20
+"""More than any step has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,15 @@ class Tile:
     num_warps: int
 
 
-Choice = Vector | Tile | Algorithm | None
+@dataclass(frozen=True, slots=True)
+class Persistent:
+    """The gated product of many tokens: blocks of tokens whose tiles are taken together. Where it does not serve (not
+    gated, a bias, another device) it means cuBLAS."""
+
+    band: int
+
+
+Choice = Vector | Tile | Algorithm | Persistent | None
 """None: cuBLAS, and what it chooses."""
 
 
@@ -71,24 +79,23 @@ class Choices:
         return None
 
 
-def choices_for(num_rows: int, size: int, dtype: torch.dtype, device_name: str) -> Choices:
+def choices_for(num_rows: int, size: int, dtype: torch.dtype, device_name: str, *, hopper: bool) -> Choices:
     """What to use for a weight [num_rows, size]."""
     if dtype not in (torch.bfloat16, torch.float16):
         return Choices((), f"cuBLAS: not measured for {dtype}")
     tuned = tuned_table(device_name).get(f"{num_rows}x{size}")
     if tuned is not None:
         return Choices(tuned, f"measured on {device_name}")
-    return Choices(((MOST_VECTOR_TOKENS // 2, by_rule(num_rows, size)),), "by rule: shape not measured")
+    steps: tuple[tuple[int, Choice], ...] = ((MOST_VECTOR_TOKENS // 2, by_rule(size)),)
+    if hopper:
+        steps += ((FEWEST_PERSISTENT_TOKENS - 1, None), (MOST_TOKENS, Persistent(band=16)))
+    return Choices(steps, "by rule: shape not measured")
 
 
-def by_rule(num_rows: int, size: int) -> Vector:
-    """A vector kernel in the manner of those measured best: of a small weight, whole rows are under way before the
-    input is there; of a large one, programs that end soon."""
-    if num_rows >= LARGE_ROWS or size > WHOLE_ROW:
-        return Vector(rows=2, block_k=2048, num_warps=4)
-    block_k = next_power_of_2(size)
-    rows = 1 if block_k == WHOLE_ROW else 2
-    return Vector(rows, block_k, max(2, rows * block_k // 1024))
+def by_rule(size: int) -> Vector:
+    """A vector kernel in the manner of those measured best: programs that end soon."""
+    block_k = min(2048, next_power_of_2(size))
+    return Vector(rows=2, block_k=block_k, num_warps=max(2, 2 * block_k // 1024))
 
 
 @cache
@@ -123,9 +130,11 @@ def parse_choice(entry: list[str | int]) -> Choice:
             return Tile(*values)
         case "cublaslt":
             return Algorithm(*values)
+        case "persistent":
+            return Persistent(*values)
         case "cublas":
             return None
-    raise ValueError(f"unknown kernel {kind!r} in a tuned table: expected vector, tile, cublaslt or cublas")
+    raise ValueError(f"unknown kernel {kind!r} in a tuned table: expected vector, tile, persistent, cublaslt or cublas")
 
 
 def write_choice(choice: Choice) -> list[str | int]:
@@ -136,4 +145,6 @@ def write_choice(choice: Choice) -> list[str | int]:
         return ["vector", *astuple(choice)]
     if isinstance(choice, Tile):
         return ["tile", *astuple(choice)]
+    if isinstance(choice, Persistent):
+        return ["persistent", *astuple(choice)]
     return ["cublaslt", *astuple(choice)]

@@ -13,7 +13,7 @@ from lightllm.kernels.ops.contracts import Activation
 from lightllm.kernels.triton.activation import gated_activation
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 from lightllm.kernels.triton.linear import tile_kernel, vector_kernel
-from lightllm.kernels.triton.linear_choice import Choices, Tile, Vector, choices_for
+from lightllm.kernels.triton.linear_choice import Choice, Choices, Persistent, Tile, Vector, choices_for
 
 MOST_PARTIAL_BYTES = 32 << 20
 
@@ -31,10 +31,11 @@ class LinearPacker:
 
     def __init__(self, device: torch.device, device_name: str) -> None:
         self._name = device_name
+        self._hopper = launcher_for(device).hopper
         self._workspace = SplitWorkspace(device)
 
     def __call__(self, weight: Tensor, bias: Tensor | None) -> TritonLinear:
-        choices = choices_for(weight.shape[0], weight.shape[1], weight.dtype, self._name)
+        choices = choices_for(weight.shape[0], weight.shape[1], weight.dtype, self._name, hopper=self._hopper)
         return TritonLinear(weight.contiguous(), bias, choices, self._workspace)
 
 
@@ -48,38 +49,103 @@ class TritonLinear:
         self._choices, self._workspace = choices, workspace
 
     def __call__(self, x: Tensor) -> Tensor:
-        choice = self._choices.at(x.shape[0])
-        if choice is None or not x.shape[0]:
-            return functional.linear(x, self.weight, self.bias)
-        if isinstance(choice, Algorithm):
-            return multiply_by(x, self.weight, self.bias, choice, self._workspace)
-        out = x.new_empty(x.shape[0], self.weight.shape[0])
-        if isinstance(choice, Vector):
-            return multiply_vector(x, self.weight, self.bias, out, choice)
-        return multiply_tile(x, self.weight, self.bias, out, choice, self._workspace)
+        return self._multiply(x, None)
+
+    def add(self, x: Tensor, residual: Tensor) -> None:
+        """residual [T, N], contiguous, += op(x), in place."""
+        self._multiply(x, residual)
 
     def gated(self, x: Tensor, kind: Activation) -> Tensor:
         """activation(gate) * up [T, N/2], where op(x) = [gate, up]; one kernel where one of ours serves."""
-        choice = self._choices.at(x.shape[0])
-        if not isinstance(choice, Vector | Tile) or not x.shape[0]:
-            return gated_activation(self(x), kind)
-        out = x.new_empty(x.shape[0], self.weight.shape[0] // 2)
-        if isinstance(choice, Vector):
-            return multiply_vector(x, self.weight, self.bias, out, choice, kind)
-        return multiply_tile(x, self.weight, self.bias, out, choice, self._workspace, kind)
+        match self._choice_for(x):
+            case Vector() as choice:
+                return multiply_vector(x, self.weight, self.bias, self._new(x, halves=2), choice, kind)
+            case Tile() as choice:
+                return multiply_tile(x, self.weight, self.bias, self._new(x, halves=2), choice, self._workspace, kind)
+            case Persistent() as choice if serves_gated(x, self.weight, self.bias):
+                return multiply_gated(x, self.weight, self._new(x, halves=2), choice, kind)
+        return gated_activation(self(x), kind)
+
+    def _multiply(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The product, or residual with the product added."""
+        add = residual is not None
+        match self._choice_for(x):
+            case Algorithm() as choice:
+                return multiply_by(x, self.weight, self.bias, choice, self._workspace, residual)
+            case Vector() as choice:
+                out = self._new(x) if residual is None else residual
+                return multiply_vector(x, self.weight, self.bias, out, choice, add=add)
+            case Tile() as choice:
+                out = self._new(x) if residual is None else residual
+                return multiply_tile(x, self.weight, self.bias, out, choice, self._workspace, add=add)
+        return multiply_plainly(x, self.weight, self.bias, residual)
+
+    def _choice_for(self, x: Tensor) -> Choice:
+        return self._choices.at(x.shape[0]) if x.shape[0] else None
+
+    def _new(self, x: Tensor, halves: int = 1) -> Tensor:
+        return x.new_empty(x.shape[0], self.weight.shape[0] // halves)
+
+
+def multiply_plainly(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """The product by cuBLAS as it chooses, added to the residual if there is one."""
+    if residual is None:
+        return functional.linear(x, weight, bias)
+    if bias is not None:
+        residual += bias
+    return residual.addmm_(x, weight.t())
 
 
 def multiply_by(
-    x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: Algorithm, workspace: SplitWorkspace
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    algorithm: Algorithm,
+    workspace: SplitWorkspace,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """The product by this algorithm of cuBLASLt; by one of cuBLAS's choice where it does not serve."""
+    """As `multiply_plainly`, by this algorithm of cuBLASLt; by one of cuBLAS's choice where it does not serve."""
     if bias is not None or not cublaslt.version():
-        return functional.linear(x, weight, bias)
+        return multiply_plainly(x, weight, bias, residual)
     sizes = (x.shape[0], weight.shape[0], weight.shape[1])
     product = cublaslt.cublaslt().product(sizes, weight.dtype, algorithm, workspace.partials.nbytes)
     if product is None:
-        return functional.linear(x, weight)
-    return product(x.contiguous(), weight, x.new_empty(sizes[:2]), workspace.partials)
+        return multiply_plainly(x, weight, None, residual)
+    out = x.new_empty(sizes[:2]) if residual is None else residual
+    return product(x.contiguous(), weight, out, workspace.partials, add=residual is not None)
+
+
+def serves_gated(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `multiply_gated` can multiply these: the copy engine wants rows that begin at multiples of 16 bytes."""
+    tensors = (x, weight)
+    half = all(t.dtype in (torch.bfloat16, torch.float16) for t in tensors)
+    rows = all(t.stride(1) == 1 and t.stride(0) % 8 == 0 and t.data_ptr() % 16 == 0 for t in tensors)
+    return bias is None and half and rows and weight.shape[0] % 16 == 0 and launcher_for(x.device).hopper
+
+
+def multiply_gated(x: Tensor, weight: Tensor, out: Tensor, choice: Persistent, kind: Activation) -> Tensor:
+    """Write activation(gate) * up into out [T, N/2], contiguous; `serves_gated` must hold."""
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    from lightllm.kernels.triton import linear_hopper as kernel  # its import takes time that other devices need not
+
+    layout, launcher = kernel.block_layout(), launcher_for(x.device)
+    num_m, num_n = -(-x.shape[0] // kernel.BLOCK_M), -(-out.shape[1] // kernel.BLOCK_N)
+    kernel.gated_product_kernel[(min(num_m * num_n, launcher.num_processors),)](
+        TensorDescriptor.from_tensor(x, [kernel.BLOCK_M, kernel.BLOCK_K], layout),
+        TensorDescriptor.from_tensor(weight, [kernel.BLOCK_N, kernel.BLOCK_K], layout),
+        TensorDescriptor.from_tensor(out, [64, kernel.BLOCK_N], layout),
+        num_m,
+        num_n,
+        -(-x.shape[1] // kernel.BLOCK_K),
+        out.shape[1],
+        STAGES=kernel.STAGES,
+        KIND=kind,
+        BAND=choice.band,
+        num_warps=4,
+        **launcher.options,
+    )
+    return out
 
 
 def multiply_vector(
@@ -89,8 +155,11 @@ def multiply_vector(
     out: Tensor,
     choice: Vector,
     kind: Activation | None = None,
+    *,
+    add: bool = False,
 ) -> Tensor:
-    """Write the product, gated if `kind` is given, into out; the tokens go in launches of 4, 2 and 1."""
+    """Write the product, gated if `kind` is given, into out, or `add` it to what is there; the tokens go in launches of
+    4, 2 and 1."""
     assert x.stride(1) == 1 and out.stride(1) == 1
     launcher = launcher_for(x.device)
     num_rows = weight.shape[0] if kind is None else weight.shape[0] // 2
@@ -113,6 +182,7 @@ def multiply_vector(
             BLOCK_K=choice.block_k,
             HAS_BIAS=bias is not None,
             GATED=kind or "",
+            ADD=add,
             num_warps=choice.num_warps,
             **launcher.options,
         )
@@ -128,8 +198,10 @@ def multiply_tile(
     choice: Tile,
     workspace: SplitWorkspace,
     kind: Activation | None = None,
+    *,
+    add: bool = False,
 ) -> Tensor:
-    """Write the product, gated if `kind` is given, into out; x has at most MOST_TILE_TOKENS rows."""
+    """As `multiply_vector`; x has at most MOST_TILE_TOKENS rows."""
     assert x.stride(1) == 1 and out.stride(1) == 1
     num_tokens = x.shape[0]
     block_m = max(16, next_power_of_2(num_tokens))
@@ -158,6 +230,7 @@ def multiply_tile(
         PREFETCH=weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0 and weight.element_size() == 2,
         HAS_BIAS=bias is not None,
         GATED=kind or "",
+        ADD=add,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_stages=choice.num_stages,
         num_warps=choice.num_warps,

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
-"""RMSNorm, alone and fused with the residual add.
+"""RMSNorm.
 
-Per row of H elements of e bytes: 2 H e bytes moved alone (4 H e with the add: x and residual in, residual and result
-out), 4 H operations. Bound by memory for long prompts, by launch latency for decode batches.
+Per row of H elements of e bytes: 2 H e bytes moved, 4 H operations. Bound by memory for long prompts, by launch latency
+for decode batches. What is added to the residual stream is added by the product that makes it (`LinearOp.add`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 @triton.jit
 def _rms_norm_kernel(
     x,
-    residual,
     weight,
     out,
     x_stride,
     size,
     eps,
-    ADD: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -38,9 +36,6 @@ def _rms_norm_kernel(
     if PDL:
         tlx.gdc_wait()
     value = tl.load(x + row * x_stride + column, mask=inside, other=0.0)
-    if ADD:
-        value = value + tl.load(residual + row * size + column, mask=inside, other=0.0)
-        tl.store(residual + row * size + column, value, mask=inside)
     wide = value.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(wide * wide, 0) / size + eps)
     normed = (wide * inverse).to(out.dtype.element_ty)
@@ -49,16 +44,6 @@ def _rms_norm_kernel(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `RmsNorm`; rows of x may be strided."""
-    return _launch(x, None, weight, eps)
-
-
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """As `AddRmsNorm`; residual must be contiguous, since it is updated in place."""
-    assert residual.is_contiguous()
-    return _launch(x, residual, weight, eps)
-
-
-def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     num_rows, size = x.shape
     if x.stride(1) != 1:
         x = x.contiguous()
@@ -67,13 +52,11 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> T
         block = next_power_of_2(size)
         _rms_norm_kernel[(num_rows,)](
             x,
-            x if residual is None else residual,
             weight,
             out,
             x.stride(0),
             size,
             eps,
-            ADD=residual is not None,
             BLOCK=block,
             num_warps=min(16, max(1, block // 512)),
             **launcher_for(x.device).options,
