@@ -139,10 +139,10 @@ class Step:
         """One step. `vendor`: cuBLAS multiplies; `gate_apart`: the gate is a kernel of its own; the rest leaves out."""
         residual = self.embedded.clone()
         for index, layer in enumerate(self.layers):
-            x = norm.rms_norm(residual, self.weight, 1e-5) if norms else residual
+            x = norm.rms_norm(residual, self.weight, 1e-5) if norms else self.embedded
             x = self._attend(_multiply(layer["qkv"], x, vendor), index, attention, rotation)
             _add(layer["output"], x, residual, vendor)
-            x = norm.rms_norm(residual, self.weight, 1e-5) if norms else residual
+            x = norm.rms_norm(residual, self.weight, 1e-5) if norms else self.embedded
             if vendor or gate_apart:
                 gated = activation.gated_activation(_multiply(layer["gate_up"], x, vendor), "silu")
             else:

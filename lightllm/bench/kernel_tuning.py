@@ -3,7 +3,8 @@
 Our own kernels are compiled together beforehand. Of the library's algorithms, which are thousands, those that a rough
 timing finds fastest stand beside them. Each candidate is then checked against the vendor's product and timed by turns,
 each time after a norm: within a step what counts is also how well a product begins while the kernel before it ends.
-The product of gate and up is timed with the gate, be it in the kernel or one of its own.
+A product is timed as a block uses it: that of gate and up with the gate, be it in the kernel or one of its own, and
+those whose result is added to the residual stream with the sum.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
 from itertools import cycle, islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +72,9 @@ TOLERANCE = 0.1
 """Products, of weights scaled to one, differ by less in half precision, and gated ones by less of themselves."""
 
 Table = dict[str, dict[str, list[str | int]]]
+Use = Literal["plain", "gated", "added"]
+"""What becomes of a product: see `LinearOp`."""
+USES: dict[str, Use] = {"gate_up": "gated", "output": "added", "down": "added"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ def candidates(tokens: int, *, gated: bool = False) -> list[Vector | Tile | Pers
         most_registers = 4096 if tokens == 1 else 2048
         found += [
             Vector(rows, block, warps)
-            for rows in (1, 2, 4)
+            for rows in ((2, 4) if gated else (1, 2, 4))
             for block, warps in VECTOR_BLOCKS
             if rows * tokens * block // warps <= most_registers
         ]
@@ -115,7 +119,7 @@ class AlgorithmSearch:
         known = {
             algorithm
             for num_rows, size in shapes
-            for tokens in (*TOKENS, 512, 1024, PROMPT_TOKENS)
+            for tokens in (*TOKENS, 1024, PROMPT_TOKENS)
             if tokens >= FEWEST_LIBRARY_TOKENS
             for algorithm in cublaslt.cublaslt().suggestions((tokens, num_rows, size), dtype, room)
         }
@@ -166,31 +170,37 @@ def tune(models: Sequence[ModelShape], inputs: Inputs, device_name: str) -> Iter
             blocks = [shape for name, shape in shapes.items() if name != "head"]
             search = AlgorithmSearch(blocks, inputs.dtype, workspace.partials.nbytes)
         for name, (num_rows, size) in shapes.items():
-            weights, gated = product_weights(num_rows, size, inputs), name == "gate_up"
+            weights, use = product_weights(num_rows, size, inputs), USES.get(name, "plain")
             known = choices_for(num_rows, size, inputs.dtype, device_name, hopper=hopper)
-            numbers = (
-                *TOKENS,
-                *(GATED_TOKENS if gated and hopper else ()),
-                *(() if name == "head" else (PROMPT_TOKENS,)),
-            )
-            _compile(weights[0], numbers, gated, inputs, workspace)
-            for tokens in numbers:
-                x = inputs.random(tokens, size)
-                choices = [known.at(tokens), *candidates(tokens, gated=gated and hopper)]
+            gated = hopper and use == "gated"
+            prompts = () if name == "head" else (PROMPT_TOKENS,)
+            numbers = (*TOKENS, *(GATED_TOKENS if gated else ()), *prompts)
+            ours = {tokens: candidates(tokens, gated=gated) for tokens in numbers}
+            _compile(weights[0], ours, use, inputs, workspace)
+            for tokens, choices in ours.items():
+                x, before = inputs.random(tokens, size), known.at(tokens)
+                found: list[Choice] = [*choices]
+                if before is not None and (gated or not isinstance(before, Persistent)):
+                    found.insert(0, before)
                 searched = name != "head" and tokens >= FEWEST_LIBRARY_TOKENS and tokens not in GATED_TOKENS
                 if search is not None and searched:
-                    choices += search.fastest(x, weights, workspace)
-                chosen = [choice for choice in dict.fromkeys(choices) if choice is not None]
-                trial = _Trial(x, weights, gated, workspace)
-                choice, seconds, vendor, tried = trial.run(chosen)
+                    found += search.fastest(x, weights, workspace)
+                trial = _Trial(x, weights, use, workspace)
+                choice, seconds, vendor, tried = trial.run(list(dict.fromkeys(found)))
                 yield Tuned(model.name, name, num_rows, size, tokens, choice, seconds, vendor, tried)
 
 
-def _compile(weight: Tensor, numbers: Sequence[int], gated: bool, inputs: Inputs, workspace: SplitWorkspace) -> None:
+def _compile(
+    weight: Tensor,
+    ours: Mapping[int, Sequence[Vector | Tile | Persistent]],
+    use: Use,
+    inputs: Inputs,
+    workspace: SplitWorkspace,
+) -> None:
     with compiled_together():
-        for tokens in numbers:
-            trial = _Trial(inputs.random(tokens, weight.shape[1]), [weight], gated, workspace)
-            for choice in candidates(tokens, gated=gated):
+        for tokens, choices in ours.items():
+            trial = _Trial(inputs.random(tokens, weight.shape[1]), [weight], use, workspace)
+            for choice in choices:
                 with suppress(Exception):  # what cannot be launched is told apart when it is timed
                     trial.products(choice)[0](trial.x)
 
@@ -201,7 +211,7 @@ class _Trial:
 
     x: Tensor
     weights: Sequence[Tensor]
-    gated: bool
+    use: Use
     workspace: SplitWorkspace
 
     def run(self, choices: Sequence[Choice]) -> tuple[Choice, float, float, dict[str, float]]:
@@ -223,10 +233,17 @@ class _Trial:
         return best[1], best[0], vendor, tried
 
     def products(self, choice: Choice) -> list[Callable[[Tensor], Tensor]]:
-        """x [T, K] -> the product as `choice` says, with the gate if there is one, for each weight."""
+        """x [T, K] -> the product as `choice` says, in its use, for each weight."""
         choices = Choices(((MOST_TOKENS, choice),), "on trial")
         ops = [TritonLinear(weight, None, choices, self.workspace) for weight in self.weights]
-        return [partial(op.gated, kind="silu") for op in ops] if self.gated else list(ops)
+        match self.use:
+            case "plain":
+                return list(ops)
+            case "gated":
+                return [partial(op.gated, kind="silu") for op in ops]
+            case "added":
+                residual = self.x.new_ones(len(self.x), len(self.weights[0]))
+                return [partial(_added, op, residual) for op in ops]
 
     def _is_right(self, choice: Choice, expected: Tensor) -> bool:
         """Whether a candidate runs here and gives the expected product, in float32."""
@@ -242,6 +259,11 @@ class _Trial:
         """A product behind a small kernel that makes its input, as in a step: what starts early gains there, not
         alone."""
         return product(rms_norm(self.x, self.weights[0][0], 1e-5))
+
+
+def _added(op: TritonLinear, residual: Tensor, x: Tensor) -> Tensor:
+    op.add(x, residual)
+    return residual
 
 
 def as_table(tuned: Sequence[Tuned]) -> Table:

@@ -36,7 +36,7 @@ DECODE_SIZES = (
     *(1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128),
     *(144, 160, 176, 192, 208, 224, 240, 256, 320, 384, 448, 512),
 )
-CHUNK_SEQUENCES = (8, 32, 256)
+CHUNK_SEQUENCES = (8, 32, 256, 512)
 LAUNCH_OPERATIONS = 3e11
 """What a GPU could multiply and add while the host launches one layer's kernels (0.5 ms at 600 TFLOP/s): a graph of
 chunks pays while a layer takes less than that."""

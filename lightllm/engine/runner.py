@@ -28,9 +28,6 @@ from lightllm.sampling.sampler import LogprobTensors, Sampled, Sampler, Sampling
 
 Int64 = NDArray[np.int64]
 
-WANTED_SHARE = 4
-"""The last block computes the wanted tokens alone if they are at most one of so many: each then reads its keys by
-itself."""
 SCORED_LOGITS = 1 << 27
 """Logits of prompt tokens computed at a time: those of a whole chunk would take gigabytes that nobody measured."""
 
@@ -251,8 +248,8 @@ class Engine:
         table, attention = self._rows.table, self._kernels.attention
         ids = self._kernels.place_tokens(self._rows.history, table, rows, positions, on_device)
         alone = None
-        if WANTED_SHARE * len(wanted) <= len(slots):
-            alone = SequenceLayout.of_tokens(flat.rows[wanted], flat.positions[wanted])
+        if not scored and len(last) < len(slots):  # at most one token of a sequence: no key is read more often for it
+            alone = SequenceLayout.of_tokens(flat.rows[last], flat.positions[last])
         batch = ForwardBatch(
             token_ids=ids,
             positions=positions,

@@ -16,7 +16,8 @@ Int64 = NDArray[np.int64]
 
 STEPS = 8
 """Downloads that may be open at once."""
-BLOCK_BYTES = 1 << 16
+BLOCK_BYTES = 1 << 17
+"""Room for the ids and log-probabilities of twenty likeliest tokens of 512 requests."""
 
 
 def upload(arrays: Sequence[Int64], device: torch.device) -> list[Tensor]:

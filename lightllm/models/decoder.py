@@ -83,8 +83,8 @@ class DecoderSpec:
 class ForwardBatch:
     """One step on the device: T tokens, of which those at `wanted` [N] need logits (None: all).
 
-    `attention_plan` is for all tokens. With a `wanted_plan`, for the wanted ones alone, the last block computes no more
-    of the others than their keys and values.
+    `attention_plan` is for all tokens. `wanted_plan` is for the wanted ones alone (those at the end may be left out, if
+    nothing is read of them): with it the last block computes of other tokens no more than keys and values.
     `rope_lens` [T] is the sequence length each token counts as computed at (for length-dependent rotary schemes).
     """
 
@@ -138,20 +138,16 @@ class Decoder:
         """Compute a step: write its keys and values into the pool, return the hidden states wanted [N, H]."""
         kernels, eps = self._kernels, self.spec.norm_eps
         cos, sin = self._angles(batch.positions, batch.rope_lens)
-        x = kernels.embed(batch.token_ids, self._embedding)  # [tokens, H]: the residual stream
-        wanted, plan = batch.wanted, batch.attention_plan
+        residual = kernels.embed(batch.token_ids, self._embedding)  # [tokens, H]
         for layer, block in enumerate(self._blocks):
-            keys, values = pool.keys[layer], pool.values[layer]
-            qkv = block.qkv(kernels.rms_norm(x, block.input_norm, eps))
-            q = kernels.rotary_store(qkv, self._head_shape, cos, sin, block.head_norms, keys, values, batch.slots)
-            if layer == len(self._blocks) - 1 and wanted is not None and batch.wanted_plan is not None:
-                q, x = q.index_select(0, wanted), x.index_select(0, wanted)
-                wanted, plan = None, batch.wanted_plan
-            block.output.add(kernels.attention.run(q, keys, values, plan, block.attention).flatten(1), x)
-            normed = kernels.rms_norm(x, block.ffn_norm, eps)
-            block.down.add(block.gate_up.gated(normed, self.spec.activation), x)
-        x = x if wanted is None else x.index_select(0, wanted)
-        return kernels.rms_norm(x, self._norm, eps)
+            wanted = batch.wanted if layer == len(self._blocks) - 1 else None
+            x = kernels.rms_norm(residual, block.input_norm, eps)
+            x = self._attend(x, cos, sin, block, batch, pool.keys[layer], pool.values[layer], wanted)
+            residual = residual if wanted is None else residual.index_select(0, wanted)
+            block.output.add(x, residual)
+            x = kernels.rms_norm(residual, block.ffn_norm, eps)
+            block.down.add(block.gate_up.gated(x, self.spec.activation), residual)
+        return kernels.rms_norm(residual, self._norm, eps)
 
     def _head_weight(self, source: WeightSource) -> Tensor:
         """The head [vocab, H]: the embedding if both are tied, unless the checkpoint has a head that differs."""
@@ -163,6 +159,26 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, H] -> [N, vocab]."""
         return self._head(hidden)
+
+    def _attend(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        block: DecoderBlock,
+        batch: ForwardBatch,
+        keys: Tensor,
+        values: Tensor,
+        wanted: Tensor | None,
+    ) -> Tensor:
+        """A block's attention over its normed input [T, H]: [T, Hq D], or [N, Hq D] of the wanted tokens."""
+        qkv, attention = block.qkv(x), self._kernels.attention
+        q = self._kernels.rotary_store(qkv, self._head_shape, cos, sin, block.head_norms, keys, values, batch.slots)
+        if wanted is not None and batch.wanted_plan is not None:
+            q = q.index_select(0, wanted)
+            return attention.run(q, keys, values, batch.wanted_plan, block.attention).flatten(1)
+        attended = attention.run(q, keys, values, batch.attention_plan, block.attention).flatten(1)
+        return attended if wanted is None else attended.index_select(0, wanted)
 
 
 def _take_head_norms(spec: DecoderSpec, prefix: str, source: WeightSource) -> HeadNorms:

@@ -6,6 +6,7 @@ python tools/docs/generate.py --check    exit with 1 and name the pages that are
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,9 @@ def _is_current(path: Path, text: str) -> bool:
 
 def main() -> int:
     """Write or check."""
-    if "--check" not in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description="Write the pages of docs/ that come from the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a page is out of date")
+    if not parser.parse_args().check:
         write_pages()
         return 0
     stale = stale_pages()

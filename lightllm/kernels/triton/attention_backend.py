@@ -156,7 +156,7 @@ class TritonAttention:
         return sum(self._launch_size(self._tiling(rows), most) for rows, most in tiles.items())
 
     def make_buffers(self, max_sequences: int, max_tokens: int, table: Tensor, memory: Tensor) -> PlanBuffers:
-        """Buffers for steps of at most this many sequences and tokens (as many tokens as sequences: decodes only).
+        """Buffers for at most this many sequences and tokens (as many tokens as sequences: one token of each).
 
         memory [`buffer_size`] int32 on the device is where a step's items are read; `plan_into` says what to put there.
         """
@@ -176,8 +176,8 @@ class TritonAttention:
     def plan_into(self, buffers: PlanBuffers, layout: SequenceLayout, host: NDArray[np.int32]) -> None:
         """Write this step's items to host [`buffer_size`], which then goes to the buffers' memory.
 
-        Tokens of decodes that are padding get an output of 0 where `attention_kernel` serves them and there is room for
-        more items: like all that is computed from it, it then takes little power.
+        Where sequences have one token each, those that are padding get an output of 0 if `attention_kernel` serves them
+        and there is room for more items: like all that is computed from it, it then takes little power.
         """
         assert len(layout.lens) <= buffers.max_sequences and int(layout.lens.sum()) <= buffers.max_tokens
         host[:] = 0

@@ -105,8 +105,8 @@ def make_items(layout: SequenceLayout, members: Int64, shape: TileShape) -> tupl
 
 
 class DecodeItems:
-    """The items of steps of decodes. The next step of the same sequences has those of the last, with one more key in
-    each sequence's last part; for balance they are made anew every `KEPT_STEPS` steps."""
+    """The items of steps in which each sequence has one token. The next step of the same sequences has those of the
+    last, with one more key in each sequence's last part; for balance they are made anew every `KEPT_STEPS` steps."""
 
     def __init__(self) -> None:
         self._rows: Int32 = np.empty(0, np.int32)

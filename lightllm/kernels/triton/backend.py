@@ -40,7 +40,8 @@ def triton_kernels(device: Device, dtype: torch.dtype, shape: HeadShape) -> Kern
     reasons["attention"] = f"{reason}: split over keys, slots of one token"
     measured = "measured" if tuned_table(device.name) else "not measured"
     reasons["linear"] = (
-        f"Triton for few tokens, cuBLASLt by measured algorithm, or cuBLAS; shapes {measured} on {device.name}"
+        "Triton for few tokens and for the gate of many, cuBLASLt by measured algorithm, or cuBLAS; "
+        f"shapes {measured} on {device.name}"
     )
     return KernelSet(
         rms_norm=rms_norm,

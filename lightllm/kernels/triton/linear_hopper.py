@@ -10,7 +10,7 @@ values for them to let through, so that both meet in the registers of one thread
 
 A program stays and takes tile after tile, so that the next one's blocks are under way during a tile's end. Tiles of
 `BAND` blocks of tokens are taken together: what the programs read at a time then fits the L2 cache.
-Rows beyond an edge are read as zeros and not stored, both by the copy engine.
+Outputs beyond an edge, made of zeros or of other rows, are not stored: the copy engine knows the tensors' sizes.
 """
 
 from __future__ import annotations
