@@ -15,6 +15,8 @@ Outputs beyond an edge, made of zeros or of other rows, are not stored: the copy
 
 from __future__ import annotations
 
+from functools import cache
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -35,6 +37,7 @@ BLOCK_K = 64
 STAGES = 4
 
 
+@cache
 def block_layout() -> gl.NVMMASharedLayout:
     """How the blocks lie in shared memory."""
     return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
