@@ -80,8 +80,8 @@ class EngineSettings:
 class SchedulerSettings:
     """Who runs next, and how much of it at once."""
 
-    max_running: int = 512
-    """Most requests that run at the same time."""
+    max_running: int | None = None
+    """Most requests that run at the same time; auto: 512 on a GPU of 64 GiB or more, else 256."""
     max_step_tokens: int | None = None
     """Token budget of one step, prompt chunks and decodes together; auto: 8192 on a GPU, 512 on a CPU."""
     chunk_size: int | None = None

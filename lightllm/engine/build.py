@@ -11,7 +11,7 @@ import torch
 
 from lightllm import envs
 from lightllm.config.settings import ModelSettings, Settings
-from lightllm.device.device import Device, find_device, free_memory, usable_cores
+from lightllm.device.device import Device, find_device, free_memory, total_memory, usable_cores
 from lightllm.engine.budget import plan_pool, room_for
 from lightllm.engine.frame import Frame, measure_working_memory
 from lightllm.engine.runner import Engine
@@ -27,6 +27,9 @@ from lightllm.models.registry import read_model_spec
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_STEP_TOKENS = 512
 CUDA_STEP_TOKENS = 8192
+FEW_RUNNING, MANY_RUNNING = 256, 512
+LARGE_MEMORY = 64 << 30
+"""Bytes of a GPU from which many requests run: the logits of their graphs and their tables take half a gigabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class BuiltEngine:
     spec: DecoderSpec
     max_len: int
     total_tokens: int
+    max_running: int
     max_step_tokens: int
     resolved: tuple[Resolved, ...]
 
@@ -61,7 +65,7 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
     with room_for("the kernels' workspace", "free memory on the device, or use --device cpu"):
         kernels = choose_kernels(device, dtype, spec.head_shape)
     model, weights = _load(settings.model, directory, spec, limit, dtype, device, kernels)
-    max_running = settings.scheduler.max_running
+    max_running, why_running = _most_running(settings, device)
     step_tokens = settings.scheduler.max_step_tokens or (CUDA_STEP_TOKENS if device.is_cuda else CPU_STEP_TOKENS)
     frame = Frame(model, kernels, spec, dtype, device, max_running, threads)
     working = measure_working_memory(frame, step_tokens, limit) if device.is_cuda else 0
@@ -77,10 +81,19 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
         weights,
         Resolved("kv pool", f"{budget.tokens} tokens, {_gib(budget.tokens * layout.bytes_per_token)}", budget.reason),
         Resolved("max model len", max_len, why_limit if max_len == limit else "what the KV pool holds"),
+        Resolved("max running", max_running, why_running),
         Resolved("max step tokens", step_tokens, f"default on {device.torch_device.type}"),
         *(Resolved(f"kernel {name}", "", reason) for name, reason in kernels.reasons.items()),
     )
-    return BuiltEngine(engine, spec, max_len, budget.tokens, step_tokens, resolved)
+    return BuiltEngine(engine, spec, max_len, budget.tokens, max_running, step_tokens, resolved)
+
+
+def _most_running(settings: Settings, device: Device) -> tuple[int, str]:
+    if settings.scheduler.max_running is not None:
+        return settings.scheduler.max_running, "asked for"
+    if device.is_cuda and total_memory(device) >= LARGE_MEMORY:
+        return MANY_RUNNING, f"default on a GPU of {LARGE_MEMORY >> 30} GiB or more"
+    return FEW_RUNNING, "default on a smaller GPU" if device.is_cuda else "default on a CPU"
 
 
 def _set_threads(settings: Settings, device: Device) -> int | None:

@@ -42,6 +42,8 @@ LAUNCH_OPERATIONS = 3e11
 chunks pays while a layer takes less than that."""
 STAGING = 4
 """Host copies of the inputs in rotation: a copy under way is not overwritten."""
+NUM_ARRAYS = 7
+"""What precedes the items of attention in the inputs: see above."""
 ALIGNMENT = 16
 """Each part of the inputs begins at a multiple of so many int32s: kernels load aligned arrays faster."""
 
@@ -129,17 +131,17 @@ class _Inputs:
         self._turn = 0
         self._move = move
         parts = [self._device[span] for span in spans]
-        self.rows, self.positions, self.rope_lens, self.slots, self.wanted, *places = parts[:7]
+        self.rows, self.positions, self.rope_lens, self.slots, self.wanted, *places = parts[:NUM_ARRAYS]
         self.places = (places[0], places[1])
         most = (size.tokens, size.sequences)
         self.attention = [
             attention.make_buffers(size.sequences, tokens, rows.table, memory)
-            for tokens, memory in zip(most, parts[7:], strict=False)
+            for tokens, memory in zip(most, parts[NUM_ARRAYS:], strict=False)
         ]
         """For all tokens and, where these are not all, for the wanted ones."""
 
     def next_host(self) -> list[NDArray[np.int32]]:
-        """The host views to fill for the next step: the seven arrays, then the items of each attention."""
+        """The host views to fill for the next step: the arrays, then the items of each attention."""
         self._turn = (self._turn + 1) % STAGING
         return self._views[self._turn]
 
@@ -255,7 +257,7 @@ class StepGraphs:
         for array, values, rest in zip(views, (*step.tokens, *step.wanted), padding, strict=False):
             array[: len(values)] = values
             array[len(values) :] = rest
-        for buffers, layout, items in zip(inputs.attention, step.layouts, views[7:], strict=False):
+        for buffers, layout, items in zip(inputs.attention, step.layouts, views[NUM_ARRAYS:], strict=False):
             self._attention.plan_into(buffers, layout, items)
         inputs.send()
 

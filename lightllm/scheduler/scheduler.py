@@ -43,7 +43,8 @@ _PATIENT_STEPS = 8
 class Scheduler:
     """Continuous batching over token memory. `eos_ids` end a request unless it ignores them.
 
-    `max_step_tokens` and `chunk_size` must be resolved. `max_len` is the longest request (prompt and output).
+    `max_running`, `max_step_tokens` and `chunk_size` must be resolved. `max_len` is the longest request (prompt and
+    output).
     `shareable_len` bounds the positions whose KV depends on the tokens alone (see models with dynamic rotary).
     `extra_tokens` are slots that each running request may take in a step beyond its own token (speculation).
     """
@@ -67,6 +68,7 @@ class Scheduler:
         self._max_len = max_len
         self._lengths = Lengths()
         self._composition = Composition(settings)
+        assert settings.max_running is not None, "the number of requests must be resolved"
         self._residence = Residence(
             memory,
             self._lengths,

@@ -60,6 +60,7 @@ class Simulation:
         settings = setup.settings
         self._setup = setup
         self._clients = clients
+        assert settings.max_running is not None, "the number of requests must be resolved"
         self._machine = Machine(setup.cost, settings.max_running, noise=setup.noise, seed=seed)
         self._policy = make_policy(settings) if policy is None else policy
         if estimator is None:

@@ -238,8 +238,7 @@ class Frontend:
 
     def check_room(self, wanted: int) -> None:
         """Raise InvalidRequest for more choices than can ever be queued, Overloaded for more than can be now."""
-        scheduler = self.settings.scheduler
-        limit = scheduler.max_waiting + scheduler.max_running
+        limit = self.settings.scheduler.max_waiting + int(self.facts.get("max_running", 0))
         if wanted > limit:
             raise InvalidRequest(f"the request asks for {wanted} choices, at most {limit} can be queued", param="n")
         if len(self._live) + wanted > limit:

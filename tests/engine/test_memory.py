@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightllm.config.settings import EngineSettings, ModelSettings, SchedulerSettings, Settings
+from lightllm.device.device import Device
 from lightllm.engine import build as building
 from lightllm.engine import frame as framing
 from lightllm.engine.budget import plan_pool, room_for
@@ -121,6 +122,14 @@ def test_memory_is_printed_with_reasons(tiny_llama: Path) -> None:
     assert resolved["weights"][0].endswith("GiB of float32") and resolved["weights"][1].startswith("random, in ")
     assert resolved["kv pool"][0] == "512 tokens, 0.00 GiB"
     assert "--max-running requests of --max-model-len" in resolved["kv pool"][1]
+
+
+def test_many_run_at_once_where_there_is_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = Device(torch.device("cuda"), "Some GPU"), Device(torch.device("cpu"), "Some CPU")
+    for gib, device, expected in ((141, gpu, 512), (80, gpu, 512), (24, gpu, 256), (500, cpu, 256)):
+        monkeypatch.setattr(building, "total_memory", lambda device, gib=gib: gib << 30)
+        assert building._most_running(Settings(), device)[0] == expected
+        assert building._most_running(Settings(scheduler=SchedulerSettings(max_running=3)), device)[0] == 3
 
 
 def test_weights_beyond_the_free_memory_are_not_begun(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,8 @@ class LiveServer:
             self.start_workers()
 
     def start_workers(self, generation: int = 1, **facts: Any) -> None:
-        facts = {"vocab_size": 600, "max_model_len": MAX_MODEL_LEN, "eos_ids": [1], "generation_defaults": {}, **facts}
+        sizes = {"vocab_size": 600, "max_model_len": MAX_MODEL_LEN, "max_running": self.settings.scheduler.max_running}
+        facts = {**sizes, "eos_ids": [1], "generation_defaults": {}, **facts}
         self.outbox.send(WorkerState("engine", True, generation, facts=facts))
         self.outbox.send(WorkerState("detokenizer", True, generation))
         self.wait(lambda: self.frontend.ready and self.frontend.facts == facts)

@@ -69,7 +69,7 @@ class Desk:
         """Nothing is held."""
 
     def start(self) -> None:
-        self.state("engine", facts={"vocab_size": 3, "max_model_len": 10, "eos_ids": [2]})
+        self.state("engine", facts={"vocab_size": 3, "max_model_len": 10, "max_running": 2, "eos_ids": [2]})
         self.state("detokenizer")
 
     def state(self, worker: str, up: bool = True, generation: int = 0, facts: Any = None) -> None:
