@@ -166,19 +166,27 @@ def _linear(model: ModelShape, inputs: Inputs) -> Iterator[Case]:
         for tokens in PRODUCT_TOKENS:
             case = f"{model.name} {name} {num_rows}x{size}, {tokens} tokens"
             yield Case("linear", case, partial(_product, num_rows, size, tokens, inputs))
+    for tokens in STEP_TOKENS:
+        case = f"{model.name} {2 * model.ffn}x{model.hidden}, {tokens} tokens"
+        yield Case("gated linear", case, partial(_product, 2 * model.ffn, model.hidden, tokens, inputs, gated=True))
 
 
-def _product(num_rows: int, size: int, tokens: int, inputs: Inputs) -> Work:
+def _product(num_rows: int, size: int, tokens: int, inputs: Inputs, *, gated: bool = False) -> Work:
     name = torch.cuda.get_device_name(inputs.device) if inputs.device.type == "cuda" else "none"
     packer, x = LinearPacker(inputs.device, name), inputs.random(tokens, size)
     weights = product_weights(num_rows, size, inputs)
     ops = [packer(weight, None) for weight in weights]
     repeats = max(1, 16 // len(weights))
     return Work(
-        [partial(op, x) for op in ops] * repeats,
+        [partial(op.gated, x, "silu") if gated else partial(op, x) for op in ops] * repeats,
         num_bytes=weights[0].nbytes,
-        vendor=[partial(linear, x, weight) for weight in weights] * repeats,
+        operations=2 * tokens * num_rows * size,
+        vendor=[partial(_multiply_gated if gated else linear, x, weight) for weight in weights] * repeats,
     )
+
+
+def _multiply_gated(x: Tensor, weight: Tensor) -> Tensor:
+    return gated_activation(linear(x, weight), "silu")
 
 
 def product_weights(num_rows: int, size: int, inputs: Inputs) -> list[Tensor]:

@@ -22,7 +22,7 @@ from lightllm.kernels.triton.linear_choice import Tile, Vector, parse_choice
 
 TINY = ModelShape("tiny", 32, 48, 64, 2, HeadShape(4, 2, 16, 16), True)
 KERNELS = [
-    *("rms_norm", "gated_activation", "rotary_store", "linear", "attention decode"),
+    *("rms_norm", "gated_activation", "rotary_store", "linear", "gated linear", "attention decode"),
     *("attention prefill", "greedy", "draw", "draw with top_p"),
 ]
 
