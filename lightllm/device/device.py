@@ -54,10 +54,9 @@ def total_memory(device: Device) -> int:
 
 
 def usable_cores() -> int:
-    """Processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processor cores this process may use, a container's share rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _cgroup_cores())
 
 
 def _cpu() -> Device:
@@ -65,7 +64,9 @@ def _cpu() -> Device:
 
 
 def _cuda() -> Device:
-    return Device(torch.device("cuda", 0), torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0))
+    index = torch.cuda.current_device()
+    name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+    return Device(torch.device("cuda", index), name, capability)
 
 
 def _why_no_cuda() -> str | None:
@@ -73,8 +74,8 @@ def _why_no_cuda() -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device or the driver is too old"
-    if torch.cuda.get_device_capability(0) < (8, 0):
-        return f"{torch.cuda.get_device_name(0)} has compute capability below 8.0"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} has compute capability below 8.0"
     return None
 
 
@@ -98,6 +99,15 @@ def _available_host_memory() -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _cgroup_cores(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores' worth of time that this control group's quota gives (containers), rounded up; unlimited without one."""
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # no group, or "max"
+        return 1 << 30
 
 
 def _cgroup_room(group: Path = Path("/sys/fs/cgroup")) -> int:

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ class FileReader:
 
     def __init__(self, device: torch.device, threads: int = THREADS, piece_bytes: int = PIECE_BYTES) -> None:
         self._device = device
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._piece_bytes = piece_bytes
         self._pool = ThreadPoolExecutor(threads, "file-reader")
         self._own = threading.local()
@@ -67,7 +69,7 @@ class FileReader:
         buffers: _Buffers | None = getattr(self._own, "buffers", None)
         if buffers is None:
             buffers = self._own.buffers = _Buffers(self._piece_bytes, self._device)
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.cuda.stream(self._stream) if self._stream else nullcontext():
             host = buffers.next(len(target) * stored.dtype.itemsize)
             _read_fully(stored.fd, host.numpy().data, stored.offset)
             source = host.view(stored.dtype)

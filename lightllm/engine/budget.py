@@ -40,8 +40,9 @@ def room_for(what: str, advice: str) -> Iterator[None]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on host or device: torch and CUDA say so in several ways."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    words = ("out of memory", "can't allocate memory", "alloc_failed")
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text for word in words)
 
 
 def plan_pool(layout: KvLayout, settings: EngineSettings, device: Device, most_useful: int, working: int = 0) -> Budget:

@@ -43,7 +43,8 @@ class Frame:
         parts = (self.model, pool, self.kernels, sampler, rows, self.device)
         if not graph_tokens:
             return Engine(*parts, threads=self.threads)
-        graphs = StepGraphs(self.model, pool, self.kernels, rows, self.max_running, graph_tokens)
+        most = min(self.max_running, graph_tokens)
+        graphs = StepGraphs(self.model, pool, self.kernels, rows, most, graph_tokens)
         rehearsals = sampler.rehearsals(rows.history, self.dtype)
         return Engine(*parts, threads=self.threads, graphs=graphs, rehearsals=rehearsals)
 
@@ -51,7 +52,7 @@ class Frame:
 def measure_working_memory(frame: Frame, step_tokens: int, max_len: int) -> int:
     """Bytes that steps need beside the weights and the pool: what a full step holds at its peak, kept apart by torch
     for the stream of steps, the stream of captures and the graphs; the logits graphs keep; the tables of the rows."""
-    logits = logits_bytes(frame.max_running, frame.spec.vocab_size, frame.dtype.itemsize)
+    logits = logits_bytes(min(frame.max_running, step_tokens), frame.spec.vocab_size, frame.dtype.itemsize)
     tables = 2 * 4 * (frame.max_running + 1) * (max_len + 1)
     return 3 * measure_step(frame, step_tokens, max_len) + logits + tables
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -119,7 +120,8 @@ class Engine:
         if self._thread is not None:
             return Ticket(plan.step, self._thread.submit(lambda: self._enqueue(plan).finish()))
         try:
-            return Ticket(plan.step, self._enqueue(plan))
+            with torch.cuda.device(self._device):
+                return Ticket(plan.step, self._enqueue(plan))
         except Exception as error:  # told when it is collected, as on a CPU
             return failed_ticket(plan.step, error)
 
@@ -151,6 +153,14 @@ class Engine:
         """Wait for what was launched and end."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
+        else:
+            with suppress(RuntimeError):  # of a device that is lost, which was told when it was
+                torch.cuda.synchronize(self._device)
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # one that was not made, or the interpreter's end
+            if self._thread is None:  # pinned memory must not be given back while a kernel may still write to it
+                self.close()
 
     @torch.inference_mode()
     def _enqueue(self, plan: StepPlan) -> Enqueued:

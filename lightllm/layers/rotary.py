@@ -149,7 +149,7 @@ def dynamic_frequencies(config: RopeConfig, lens: Tensor) -> Tensor:
 
 def _plain(theta: float, dim: int) -> Tensor:
     exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
-    return torch.pow(torch.tensor(theta), exponents).reciprocal()
+    return torch.pow(torch.tensor(theta, dtype=torch.float32), exponents).reciprocal()
 
 
 def _llama3(plain: Tensor, config: RopeConfig) -> Tensor:

@@ -110,7 +110,7 @@ class _BanAfterTail:
         tails = self.tails.tensor
         known = history[self.rows.tensor, self.positions.tensor]  # [Q, M]
         matches = ((known == tails) | (tails == ANYTHING)).all(dim=1)
-        limits = torch.zeros(len(tails), device=logits.device).masked_fill_(~matches, -BANNED)
+        limits = torch.full((len(tails),), -BANNED, dtype=logits.dtype, device=logits.device)
         limits.masked_fill_(matches, BANNED)
         # Several words may end in the same token: the least limit holds, in whatever order they are applied.
         logits.view(-1).scatter_reduce_(0, self.last.tensor, limits, "amin")

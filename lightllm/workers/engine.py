@@ -20,6 +20,7 @@ import torch
 
 from lightllm.config.generation import GenerationDefaults, read_generation_defaults
 from lightllm.config.settings import Settings
+from lightllm.engine.budget import is_out_of_memory
 from lightllm.engine.build import BuiltEngine, Resolved, build
 from lightllm.engine.runner import Engine, Ticket, failed_ticket
 from lightllm.errors import (
@@ -294,7 +295,7 @@ def _failure(request_id: int, error: LightLLMError) -> TokenOutput:
 
 
 def _device_is_lost(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return False
     lost = getattr(torch, "AcceleratorError", None)
     return (lost is not None and isinstance(error, lost)) or "CUDA error" in str(error)
@@ -302,7 +303,7 @@ def _device_is_lost(error: Exception) -> bool:
 
 def _explain(error: Exception) -> str:
     """What a client is told: never a traceback, and for lack of memory the flag to change."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         hint = "lower --max-step-tokens or --memory-fraction"
         return OutOfMemory(f"the device ran out of memory in a step; {hint}").message
     return f"the engine failed on this step ({type(error).__name__})"

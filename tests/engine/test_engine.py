@@ -185,6 +185,18 @@ def test_a_dropped_engine_frees_its_memory(tiny_llama: Path) -> None:
     assert [part() for part in left] == [None] * 3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_callers_default_dtype_does_not_matter(llm: LLM, tiny_llama: Path, dtype: torch.dtype) -> None:
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, bad_words=("a b", "c"))
+    expected = run(llm, [ids(40)], [params])
+    torch.set_default_dtype(dtype)
+    try:
+        with LLM(str(tiny_llama)) as other:
+            assert run(other, [ids(40)], [params]) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_prompts_are_scored_by_blocks(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     params = [SamplingParams(max_tokens=0, prompt_logprobs=k, temperature=0) for k in (2, -1)]
     whole = llm.generate([ids(70), ids(33, 1)], params, progress=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lightllm.config.settings import SchedulerSettings, Settings
 from lightllm.errors import Backpressure, CheckpointError
@@ -30,7 +31,7 @@ from lightllm.protocol.sampling_params import SamplingParams
 from lightllm.scheduler import scheduler as real
 from lightllm.scheduler.estimators import make_estimator
 from lightllm.scheduler.policies import make_policy
-from lightllm.workers.engine import EngineLoop, EngineParts, build_parts
+from lightllm.workers.engine import EngineLoop, EngineParts, _device_is_lost, build_parts
 
 CODEC: Codec[DetokenizerInbox] = Codec(DetokenizerInbox)
 
@@ -162,3 +163,17 @@ def test_recommended_values_that_no_request_may_have(tmp_path: Path, name: str, 
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, name: value}))
     with pytest.raises(CheckpointError, match=f"generation_config.json: {name} must"):
         build_parts(Settings(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("CUDA error: out of memory", False),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
+        ("shape mismatch", False),
+    ],
+)
+def test_a_lack_of_memory_is_no_lost_device(text: str, lost: bool) -> None:
+    kinds = [RuntimeError, *([torch.AcceleratorError] if lost and hasattr(torch, "AcceleratorError") else [])]
+    assert [_device_is_lost(kind(text)) for kind in kinds] == [lost] * len(kinds)

@@ -28,6 +28,8 @@ def why_not(device: Device, dtype: torch.dtype, shape: HeadShape) -> str | None:
         return f"{dtype} is not served; use bfloat16 or float16"
     if shape.head_dim > LARGEST_HEAD or shape.head_dim % 8:
         return f"head size {shape.head_dim} is not a multiple of 8 up to {LARGEST_HEAD}"
+    if shape.head_dim > 128 and shape.group > 128:
+        return f"{shape.group} query heads of {shape.head_dim} for each key/value head are more than fit a program"
     return None
 
 
