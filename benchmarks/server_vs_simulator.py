@@ -44,7 +44,7 @@ MOST_TOKENS = 256
 STOP_IDS = list(range(10, 4000, 25))
 """At a high temperature any token is about as likely as any other: one in 25 ends an answer, past `min_tokens`."""
 GAP = 1.5
-SETTINGS = SchedulerSettings(max_step_tokens=512)
+SETTINGS = SchedulerSettings(max_running=256, max_step_tokens=512)
 ENGINE = ["--device", "cpu", "--cpu-threads", "1", "--max-total-tokens", str(POOL), "--max-step-tokens", "512"]
 _COST = "lightllm_step_cost_seconds"
 _COEFFICIENTS = ("base", "per_token", "per_context", "per_pair")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightllm.bench.offline import OfflineResult
     from lightllm.bench.pipeline import Step
     from lightllm.bench.workloads import WorkloadShape
+    from lightllm.scheduler.cost import StepCost
 
 WorkloadName = Literal["single", "batch32", "prefill", "ragged", "throughput", "all"]
 
@@ -129,6 +130,7 @@ class _Session:
         self._results.append(min(runs, key=lambda result: result.seconds))
 
     def report(self) -> None:
+        from lightllm.bench.cost_fit import fit_step_cost
         from lightllm.bench.offline import COLUMNS
         from lightllm.bench.report import command_line, software, write_json
         from lightllm.bench.tables import format_table
@@ -136,7 +138,7 @@ class _Session:
         if self._flags.json != "-":
             print("\n".join(self._heading()))
             print(format_table(COLUMNS, [result.row() for result in self._results]))
-        cost = self._fit_cost()
+        cost = fit_step_cost(self._steps)
         if self._flags.json is not None:
             content = {
                 "command": command_line(),
@@ -144,9 +146,11 @@ class _Session:
                 "machine": {"device": self._device.name, **software(), **asdict(self._machine)},
                 "engine": {r.name: [str(r.value), r.reason] for r in self._pipeline.resolved},
                 "results": [result.to_dict() for result in self._results],
-                "step_cost": cost,
+                "step_cost": None if cost is None else asdict(cost),
             }
             write_json(self._flags.json, content)
+        if self._flags.cost_model is not None:  # last: what was measured is told, whatever becomes of the file
+            self._save_cost(cost, self._flags.cost_model)
 
     def _heading(self) -> list[str]:
         machine, facts = self._machine, self._pipeline.facts
@@ -157,17 +161,12 @@ class _Session:
             "",
         ]
 
-    def _fit_cost(self) -> dict[str, float] | None:
-        from lightllm.bench.cost_fit import FEWEST_STEPS, fit_step_cost, relative_error
+    def _save_cost(self, cost: StepCost | None, path: str) -> None:
+        from lightllm.bench.cost_fit import FEWEST_STEPS, relative_error
         from lightllm.bench.report import show
 
-        cost = fit_step_cost(self._steps)
-        path = self._flags.cost_model
-        if path is not None and cost is None:
+        if cost is None:
             raise ConfigError(f"{len(self._steps)} steps are too few for a cost model, {FEWEST_STEPS} are needed")
-        if path is not None and cost is not None:
-            cost.save(path, model=self._name, machine=self._device.name)
-            error = relative_error(cost, self._steps)
-            told = f"\nstep-cost model from {len(self._steps)} steps, median error {error:.1%}: {path}"
-            show(told, self._flags.json)
-        return None if cost is None else asdict(cost)
+        cost.save(path, model=self._name, machine=self._device.name)
+        error = relative_error(cost, self._steps)
+        show(f"\nstep-cost model from {len(self._steps)} steps, median error {error:.1%}: {path}", self._flags.json)

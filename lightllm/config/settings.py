@@ -1,6 +1,6 @@
 """The settings of one server or one offline engine. Every field is a command-line flag; its docstring is the help.
 
-"auto" values are None here; `lightllm.config.resolve` turns each into a value and a reason, and nothing is changed
+"auto" values are None here; `lightllm.engine.build` turns each into a value and a reason, and nothing is changed
 afterwards. This module knows neither torch nor the machine.
 """
 

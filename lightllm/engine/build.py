@@ -72,6 +72,8 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
     layout = spec.kv_layout(dtype)
     budget = plan_pool(layout, settings.engine, device, max_running * limit, working)
     max_len = min(limit, budget.tokens)
+    if max_running > budget.tokens:
+        max_running, why_running = budget.tokens, "what the KV pool holds"
     pool = f"a KV pool of {budget.tokens} tokens of {layout.bytes_per_token} bytes and the tables of its requests"
     with room_for(pool, "lower --max-total-tokens, --max-running or --max-model-len"):
         engine = frame.engine(budget.tokens, max_len, graph_tokens=step_tokens if device.is_cuda else 0)

@@ -63,9 +63,12 @@ class StepCost:
         )
 
     def save(self, path: str | Path, *, model: str = "", machine: str = "") -> None:
-        """Write the file format above."""
+        """Write the file format above. Raises ConfigError when the file cannot be written."""
         content = {"format": FORMAT, "version": VERSION, "model": model, "machine": machine, "seconds": asdict(self)}
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        try:
+            Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}", param="cost_model") from error
 
 
 def load_step_cost(path: str | Path) -> StepCost:

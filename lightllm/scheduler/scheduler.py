@@ -17,6 +17,7 @@ from collections import deque
 import numpy as np
 
 from lightllm.config.settings import SchedulerSettings
+from lightllm.errors import ConfigError
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.messages import FinishReason, Submit, TokenOutput
 from lightllm.protocol.plan import StepPlan, StepResult
@@ -68,7 +69,8 @@ class Scheduler:
         self._max_len = max_len
         self._lengths = Lengths()
         self._composition = Composition(settings)
-        assert settings.max_running is not None, "the number of requests must be resolved"
+        if settings.max_running is None:
+            raise ConfigError("max_running must be a number here: what it is by default depends on the device")
         self._residence = Residence(
             memory,
             self._lengths,

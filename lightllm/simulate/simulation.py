@@ -60,7 +60,8 @@ class Simulation:
         settings = setup.settings
         self._setup = setup
         self._clients = clients
-        assert settings.max_running is not None, "the number of requests must be resolved"
+        if settings.max_running is None:
+            raise ConfigError("max_running must be a number here: what it is by default depends on the device")
         self._machine = Machine(setup.cost, settings.max_running, noise=setup.noise, seed=seed)
         self._policy = make_policy(settings) if policy is None else policy
         if estimator is None:

@@ -84,7 +84,7 @@ def build_parts(settings: Settings, directory: Path) -> EngineParts:
     scheduler_settings = replace(
         settings.scheduler,
         max_step_tokens=built.max_step_tokens,
-        max_running=min(built.max_running, built.total_tokens),
+        max_running=built.max_running,
     )
     scheduler = Scheduler(
         scheduler_settings,

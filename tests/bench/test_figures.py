@@ -66,10 +66,13 @@ def test_the_bound_counts_weights_kv_and_operations() -> None:
         prompt_logprobs=np.array([False, False]),
     )
     work = StepWork.of(plan)
-    assert work == StepWork(num_tokens=4, num_logits=1, attended=18, pairs=11 + (5 + 6 + 7))
-    kv = 2 * 2 * 8 * 4
-    assert model.bytes_of(work) == (2 * block + 1600) * 4 + kv * (18 + 4)
-    assert model.flops_of(work) == 2 * 4 * 2 * block + 2 * 1600 + 4 * 16 * 2 * 29
+    assert work == StepWork(num_tokens=4, num_logits=1, attended=18, pairs=11 + (5 + 6 + 7), wanted=11)
+    last = 16 * 16 + 3 * 16 * 32  # what follows attention in the last block is computed for one token
+    kv = 2 * 8 * 4
+    assert model.bytes_of(work) == (2 * block + 1600) * 4 + kv * (18 + 11 + 2 * 4)
+    assert model.flops_of(work) == 2 * 4 * (2 * block - last) + 2 * (last + 1600) + 4 * 16 * (29 + 11)
+    unsampled = StepWork(num_tokens=4, num_logits=0, attended=18, pairs=29, wanted=0)
+    assert model.bytes_of(unsampled) == (2 * block - last) * 4 + kv * (18 + 2 * 4)
     assert model.bound(work, Machine(bandwidth=1.0, peak=1e12)) == model.bytes_of(work)
 
 
@@ -77,7 +80,7 @@ def test_a_cost_model_is_found_again_from_its_own_steps() -> None:
     true = StepCost(base=0.01, per_token=1e-4, per_context=2e-7, per_pair=0.0)
     rng = np.random.default_rng(0)
     shapes = [StepShape(int(rng.integers(1, 500)), int(rng.integers(0, 90000))) for _ in range(40)]
-    work = StepWork(1, 1, 1, 1)
+    work = StepWork(1, 1, 1, 1, 1)
     steps = [Step(shape, work, 1, true.seconds(shape)) for shape in shapes]
     found = fit_step_cost(steps)
     assert found is not None and relative_error(found, steps) < 1e-6

@@ -59,6 +59,10 @@ def test_bench_offline_writes_figures_and_a_cost_model(tiny_llama: Path, tmp_pat
     done = run(*command, "--json", "-")
     assert "step-cost model" in done.stderr
     assert json.loads(done.stdout)["results"][0]["workload"] == "ragged"
+    report.unlink()
+    done = run(*command[:-1], str(tmp_path / "no" / "such" / "file"), "--json", str(report))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "cannot write" in done.stderr
+    assert json.loads(report.read_text())["results"]  # what took minutes is not lost with it
 
 
 @pytest.mark.parametrize(

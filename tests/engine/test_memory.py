@@ -122,6 +122,14 @@ def test_memory_is_printed_with_reasons(tiny_llama: Path) -> None:
     assert resolved["weights"][0].endswith("GiB of float32") and resolved["weights"][1].startswith("random, in ")
     assert resolved["kv pool"][0] == "512 tokens, 0.00 GiB"
     assert "--max-running requests of --max-model-len" in resolved["kv pool"][1]
+    assert resolved["max running"] == ("2", "asked for")
+
+
+def test_no_more_run_than_the_pool_holds(tiny_llama: Path) -> None:
+    engine = EngineSettings(device="cpu", max_total_tokens=200)
+    built = building.build(Settings(ModelSettings(dummy=True), engine), tiny_llama)
+    (resolved,) = [r for r in built.resolved if r.name == "max running"]
+    assert (built.max_running, resolved.value, resolved.reason) == (200, 200, "what the KV pool holds")
 
 
 def test_many_run_at_once_where_there_is_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,3 +176,9 @@ def test_the_plot_is_a_picture_or_says_what_is_missing(tmp_path: Path) -> None:
     else:
         write_plot(path, results)
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_depends_on_a_device_must_be_given() -> None:
+    setup = Setup(SchedulerSettings(max_step_tokens=64), StepCost(1.0, 0.01), 1000)
+    with pytest.raises(ConfigError, match="max_running must be a number here"):
+        Simulation(setup, OpenLoop(iter(()), 1.0, 0), longest=100)

@@ -45,7 +45,8 @@ ignored and nothing is turned into text. `--requests`, `--input-len` and `--outp
 * **Goodput**: requests, or their output tokens, per second of requests that met every limit given.
 * **Bound**: for each step the larger of two times, those that its bytes need at the measured read bandwidth and its
   operations at the measured rate of matrix products; summed over the steps that ran. Bytes are every weight once and
-  the KV of every running token; operations are the matrix products and attention.
+  the KV of every running token; operations are the matrix products and attention. What only tokens with logits need of
+  the last block counts for these alone.
 * **MBU**: bytes that decode steps must read / their time / measured bandwidth. **MFU**: operations / time / measured
   rate. Both limits are measured in the same run.
 * **Power**, **clock**: means over a run of at least a second, by the driver's energy counter. At its power limit a GPU
@@ -64,7 +65,8 @@ GPU = """
 ## On a GPU
 
 Random weights of the real shapes, graphs captured before the clock starts (a server does that while it is idle), at the
-revision named.
+revision named. Up to revision cf9e842 the bound counted the last block for all tokens, of which most need no more than
+its keys and values, so that shares and MFU of prompts read about two points too high.
 """
 
 OTHERS = """
