@@ -197,6 +197,21 @@ def test_the_callers_default_dtype_does_not_matter(llm: LLM, tiny_llama: Path, d
         torch.set_default_dtype(torch.float32)
 
 
+def test_a_prompt_is_scored_beside_others_as_alone(llm: LLM, tiny_llama: Path) -> None:
+    """Chunks of scored prompts, of others, and decodes share steps, some of which sample nothing."""
+    lengths, scored = (90, 33, 70, 5), (True, False, True, False)
+    params = [SamplingParams(temperature=0, max_tokens=9, prompt_logprobs=2 if yes else None) for yes in scored]
+    prompts = [ids(length, number) for number, length in enumerate(lengths)]
+    alone = [llm.generate([prompt], [one], progress=False)[0] for prompt, one in zip(prompts, params, strict=True)]
+    with LLM(str(tiny_llama), max_step_tokens=32, chunk_size=24, prefix_cache=False) as small:
+        together = small.generate(prompts, params, progress=False)
+    for mine, expected in zip(together, alone, strict=True):
+        assert mine.outputs[0].token_ids == expected.outputs[0].token_ids
+        for found, wanted in zip(mine.prompt_logprobs or (), expected.prompt_logprobs or (), strict=True):
+            if wanted is not None:
+                assert found is not None and found.logprob == pytest.approx(wanted.logprob, abs=1e-4)
+
+
 def test_prompts_are_scored_by_blocks(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     params = [SamplingParams(max_tokens=0, prompt_logprobs=k, temperature=0) for k in (2, -1)]
     whole = llm.generate([ids(70), ids(33, 1)], params, progress=False)
