@@ -30,7 +30,7 @@ from lightllm.kernels.ops.contracts import AttentionParams, HeadNorms
 from lightllm.kernels.triton import activation, norm, rotary
 from lightllm.kernels.triton.attention_backend import TritonAttention
 from lightllm.kernels.triton.attention_tiling import Tiling
-from lightllm.kernels.triton.linear_op import LinearPacker
+from lightllm.kernels.triton.linear_op import LinearPacker, multiply_plainly
 
 INPUTS = Inputs(torch.device("cuda"), torch.bfloat16)
 DECODE_TILINGS = [(16, 64, 4, 3, 4), (16, 64, 4, 5, 3), (16, 128, 4, 5, 1)]
@@ -159,12 +159,12 @@ class Step:
 
 
 def _multiply(op: Any, x: Tensor, vendor: bool) -> Tensor:
-    return functional.linear(x, op.weight) if vendor else op(x)
+    return multiply_plainly(x, op.weight, None) if vendor else op(x)
 
 
 def _add(op: Any, x: Tensor, residual: Tensor, vendor: bool) -> None:
     if vendor:
-        residual.addmm_(x, op.weight.t())
+        multiply_plainly(x, op.weight, None, residual)
     else:
         op.add(x, residual)
 

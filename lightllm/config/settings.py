@@ -128,6 +128,13 @@ class SchedulerSettings:
     """NAME=WEIGHT, may be repeated: a tenant's share under the policy "vtc" (others: 1); it has metrics of its own."""
 
     @property
+    def running_limit(self) -> int:
+        """`max_running` as a number. Raises ConfigError while it is left to the device."""
+        if self.max_running is None:
+            raise ConfigError("max_running must be a number here: what it is by default depends on the device")
+        return self.max_running
+
+    @property
     def tenant_weights(self) -> dict[str, float]:
         """Weight of each named tenant. Raises ConfigError naming the entry that is wrong."""
         weights: dict[str, float] = {}

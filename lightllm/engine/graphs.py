@@ -47,8 +47,6 @@ NUM_ARRAYS = 7
 ALIGNMENT = 16
 """Each part of the inputs begins at a multiple of so many int32s: kernels load aligned arrays faster."""
 
-_NONE = np.empty(0, np.int32)
-
 
 class GraphAttention(Protocol):
     """An attention backend whose plan can be rewritten in place, and whose memory can be taken ahead."""
@@ -100,18 +98,12 @@ class ChunkOutput:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What is written into a bucket's inputs: rows, positions, rope lengths and slots of T tokens; the wanted tokens,
-    their rows and positions [N]."""
+    """What is written into a bucket's inputs: rows, positions, rope lengths and slots of T tokens; of chunks the wanted
+    tokens, their rows and positions [N]. `layouts` has the sequences and, of chunks, the wanted tokens alone."""
 
-    layout: SequenceLayout
+    layouts: tuple[SequenceLayout, ...]
     tokens: tuple[NDArray[Any], ...]
-    wanted: tuple[NDArray[Any], ...] = (_NONE, _NONE, _NONE)
-
-    @property
-    def layouts(self) -> tuple[SequenceLayout, SequenceLayout]:
-        """The step's sequences, and each wanted token as one."""
-        _, rows, positions = self.wanted
-        return self.layout, SequenceLayout.of_tokens(rows, positions)
+    wanted: tuple[NDArray[Any], ...] = ()
 
 
 class _Inputs:
@@ -120,8 +112,9 @@ class _Inputs:
     def __init__(
         self, size: Size, rows: RowTables, attention: GraphAttention, move: Move, device: torch.device
     ) -> None:
-        lengths = [size.tokens] * 4 + [size.sequences] * 3 + [attention.buffer_size(size.sequences, size.tokens)]
-        lengths += [] if size.decodes else [attention.buffer_size(size.sequences, size.sequences)]
+        attending = (size.tokens,) if size.decodes else (size.tokens, size.sequences)
+        lengths = [size.tokens] * 4 + [size.sequences] * 3
+        lengths += [attention.buffer_size(size.sequences, tokens) for tokens in attending]
         begins = np.cumsum([0] + [-(-length // ALIGNMENT) * ALIGNMENT for length in lengths])
         spans = [slice(int(begin), int(begin) + length) for begin, length in zip(begins, lengths, strict=False)]
         total = int(begins[-1])
@@ -133,10 +126,9 @@ class _Inputs:
         parts = [self._device[span] for span in spans]
         self.rows, self.positions, self.rope_lens, self.slots, self.wanted, *places = parts[:NUM_ARRAYS]
         self.places = (places[0], places[1])
-        most = (size.tokens, size.sequences)
         self.attention = [
             attention.make_buffers(size.sequences, tokens, rows.table, memory)
-            for tokens, memory in zip(most, parts[NUM_ARRAYS:], strict=False)
+            for tokens, memory in zip(attending, parts[NUM_ARRAYS:], strict=True)
         ]
         """For all tokens and, where these are not all, for the wanted ones."""
 
@@ -193,7 +185,7 @@ class StepGraphs:
         """A step of S sequences of one token each, all sampled; None when there is no graph for so many."""
         count = len(layout.rows)
         size = next((size for size in self._decodes if size.sequences >= count), None)
-        bucket = self._run(size, _Step(layout, (layout.rows, layout.starts, rope_lens, slots)))
+        bucket = self._run(size, _Step((layout,), (layout.rows, layout.starts, rope_lens, slots)))
         if bucket is None:
             return None
         logits, chosen, best = bucket.outputs
@@ -217,7 +209,8 @@ class StepGraphs:
             self._asked_before.add(size)
             return None
         tokens = (flat.rows, flat.positions, flat.rope_lens, slots)
-        bucket = self._run(size, _Step(layout, tokens, (wanted, flat.rows[wanted], flat.positions[wanted])))
+        places = flat.rows[wanted], flat.positions[wanted]
+        bucket = self._run(size, _Step((layout, SequenceLayout.of_tokens(*places)), tokens, (wanted, *places)))
         if bucket is None:
             return None
         rows, positions = bucket.inputs.places
@@ -233,7 +226,8 @@ class StepGraphs:
         size = next((size for size in (*self._decodes, *self._chunks) if size not in self._buckets), None)
         if size is None or self._full:
             return False
-        self._run(size, _Step(SequenceLayout(_NONE, _NONE, _NONE), (_NONE,) * 4))
+        nothing = np.empty(0, np.int32)
+        self._run(size, _Step((SequenceLayout(nothing, nothing, nothing),) * 2, (nothing,) * 4, (nothing,) * 3))
         return True
 
     def _run(self, size: Size | None, step: _Step) -> _Bucket | None:

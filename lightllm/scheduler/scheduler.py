@@ -17,7 +17,6 @@ from collections import deque
 import numpy as np
 
 from lightllm.config.settings import SchedulerSettings
-from lightllm.errors import ConfigError
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.messages import FinishReason, Submit, TokenOutput
 from lightllm.protocol.plan import StepPlan, StepResult
@@ -69,12 +68,10 @@ class Scheduler:
         self._max_len = max_len
         self._lengths = Lengths()
         self._composition = Composition(settings)
-        if settings.max_running is None:
-            raise ConfigError("max_running must be a number here: what it is by default depends on the device")
         self._residence = Residence(
             memory,
             self._lengths,
-            num_rows=settings.max_running,
+            num_rows=settings.running_limit,
             max_len=max_len,
             shareable_len=max_len if shareable_len is None else shareable_len,
             prefix_cache=settings.prefix_cache,

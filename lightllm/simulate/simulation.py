@@ -60,9 +60,7 @@ class Simulation:
         settings = setup.settings
         self._setup = setup
         self._clients = clients
-        if settings.max_running is None:
-            raise ConfigError("max_running must be a number here: what it is by default depends on the device")
-        self._machine = Machine(setup.cost, settings.max_running, noise=setup.noise, seed=seed)
+        self._machine = Machine(setup.cost, settings.running_limit, noise=setup.noise, seed=seed)
         self._policy = make_policy(settings) if policy is None else policy
         if estimator is None:
             estimator = Conservative(settings.reserve) if setup.oracle else make_estimator(settings)

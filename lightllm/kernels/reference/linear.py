@@ -7,6 +7,7 @@ the order it multiplies. Anything else takes the plain product.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cache
 
 import torch
@@ -26,14 +27,13 @@ def pack_linear(weight: Tensor, bias: Tensor | None) -> LinearOp:
     return _PlainLinear(weight, bias)
 
 
-class _PlainLinear:
-    __slots__ = ("_bias", "_weight")
+class _Linear(ABC):
+    """What follows from the product: nothing is fused here."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+    __slots__ = ()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self._weight, self._bias)
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor: ...
 
     def add(self, x: Tensor, residual: Tensor) -> None:
         residual += self(x)
@@ -42,7 +42,17 @@ class _PlainLinear:
         return gated_activation(self(x), kind)
 
 
-class _BlockedLinear:
+class _PlainLinear(_Linear):
+    __slots__ = ("_bias", "_weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self._weight, self._bias)
+
+
+class _BlockedLinear(_Linear):
     __slots__ = ("_bias", "_weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -56,12 +66,6 @@ class _BlockedLinear:
             x = functional.pad(x, (0, 0, 0, padding))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return out[:count]
-
-    def add(self, x: Tensor, residual: Tensor) -> None:
-        residual += self(x)
-
-    def gated(self, x: Tensor, kind: Activation) -> Tensor:
-        return gated_activation(self(x), kind)
 
 
 def padded(count: int) -> int:
