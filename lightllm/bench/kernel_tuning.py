@@ -58,7 +58,7 @@ GATED_TOKENS = (768, 1024, 2048, 4096)
 PROMPT_TOKENS = 8192
 UNMEASURED_TOKENS = 7168
 """Above what was measured before and up to here, as above PROMPT_TOKENS, an algorithm for these means nothing."""
-BANDS = (8, 16, 32)
+BANDS = (16, 32, 64)
 VECTOR_BLOCKS = ((512, 2), (1024, 2), (1024, 4), (2048, 4), (2048, 8), (4096, 4), (4096, 8))
 """Columns at a time, warps."""
 TILE_BLOCKS = ((64, 64, 6), (64, 128, 3), (64, 128, 5), (64, 256, 3), (128, 64, 4), (128, 128, 3))

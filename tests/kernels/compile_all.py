@@ -66,8 +66,8 @@ def products() -> None:
             if choice.rows > 1:
                 linear_op.multiply_vector(zeros(1, 4096), weight, None, zeros(1, 128), choice, "silu")
     if HOPPER:
-        for kind, band in itertools.product(("silu", "gelu", "gelu_tanh"), (8, 16)):
-            linear_op.multiply_gated(zeros(300, 4096), weight, zeros(300, 128), Persistent(band), kind)
+        for kind, count in itertools.product(("silu", "gelu", "gelu_tanh"), (120, 180)):  # tiles of either height
+            linear_op.multiply_gated(zeros(count, 4096), weight, zeros(count, 128), Persistent(32), kind)
 
 
 def sampling() -> None:

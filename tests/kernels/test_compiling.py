@@ -67,11 +67,13 @@ import torch
 from fake_device import launched
 
 from lightllm.kernels.triton import norm
-from lightllm.kernels.triton.compiling import compiled_together
+from lightllm.kernels.triton.compiling import compiled_together, only_compiling
 
 x = torch.ones(4, 64, dtype=torch.float16)
+told = []
 
 def launch():
+    told.append(only_compiling())
     norm.rms_norm(x, x[0], 1e-5)
 
 def elsewhere(function):
@@ -92,6 +94,7 @@ waiting.join()
 assert len(launched) == 1
 launch()
 assert len(launched) == 2, "and all do again afterwards"
+assert told == [True, False, True, False], told
 """
 
 

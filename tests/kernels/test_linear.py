@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -128,16 +130,29 @@ needs_hopper = pytest.mark.skipif(
     [(1, 8, 8), (64, 128, 64), (128, 128, 256), (129, 136, 72), (300, 1000, 328), (2500, 384, 1024), (4000, 2304, 96)],
     ids=str,
 )
-def test_the_gated_product_of_many_tokens(size, dtype, kind):
-    """Odd edges of tokens, outputs and columns; fewer and more tiles than the device has programs."""
+def test_the_gated_product_of_many_tokens(size, dtype, kind, monkeypatch):
+    """Odd edges of tokens, outputs and columns; fewer and more tiles than the device has programs, of either height."""
+    from lightllm.kernels.triton import linear_hopper
+
     num_tokens, num_outputs, width = size
     op = make_op(None, 2 * num_outputs, width, False, torch.device("cuda"), dtype)
     x = torch.randn(num_tokens, 2 * width, device="cuda").to(dtype)[:, width:]  # rows that are not next to each other
     expected = reference.gated_activation(expected_product(op, x), kind)
-    for band in (1, 8, 16):
-        assert serves_gated(x, op.weight, None)
+    assert serves_gated(x, op.weight, None)
+    for height, band in product(linear_hopper.HEIGHTS, (1, 16, 32)):
+        monkeypatch.setattr(linear_hopper, "tile_height", lambda *_, height=height: height)
         out = x.new_full((num_tokens, num_outputs), float("nan"))
         assert_close(multiply_gated(x, op.weight, out, Persistent(band), kind), expected)
+
+
+def test_tiles_are_of_the_height_with_which_the_last_program_is_done_first():
+    """Llama-3-8B's gate and up on an H200: rounds of tiles times their height, counted by hand."""
+    from lightllm.kernels.triton.linear_hopper import tile_height
+
+    measured = {1024: 2, 1500: 3, 2048: 2, 3500: 2, 8192: 3}  # the faster of the two, each
+    assert {tokens: tile_height(tokens, 14336, 132) for tokens in measured} == measured
+    assert tile_height(1, 1, 132) == 2, "one tile: the less of it is empty, the better"
+    assert tile_height(8192, 3072, 132) == 3, "8 rounds of three, 12 of two"
 
 
 @pytest.mark.gpu
@@ -184,6 +199,6 @@ def test_choices_survive_the_table_and_unknown_shapes_get_a_rule():
     choices = choices_for(4096, 4096, torch.bfloat16, "No Such Device", hopper=False)
     assert isinstance(choices.at(1), Vector) and choices.at(65) is None and choices.at(9000) is None
     choices = choices_for(4096, 4096, torch.bfloat16, "Unmeasured Hopper", hopper=True)
-    assert isinstance(choices.at(1), Vector) and choices.at(65) is None and choices.at(9000) == Persistent(16)
+    assert isinstance(choices.at(1), Vector) and choices.at(65) is None and choices.at(9000) == Persistent(32)
     assert choices_for(4096, 4096, torch.float32, "NVIDIA H200", hopper=True).at(1) is None
     assert table_name("NVIDIA H200") == "nvidia_h200.json"

@@ -22,6 +22,8 @@ from triton.runtime.jit import JITFunction
 from lightllm.device.device import usable_cores
 
 _one_at_a_time = Lock()
+_compiling: int | None = None
+"""The thread whose launches compile and do not run."""
 
 
 @contextmanager
@@ -31,18 +33,25 @@ def compiled_together() -> Iterator[None]:
     A kernel that does not compile is left alone, to fail where it is launched. Other threads launch as ever; if they
     come here, they wait.
     """
+    global _compiling
     with _one_at_a_time:
-        launch, owner = JITFunction.run, get_ident()
+        launch, _compiling = JITFunction.run, get_ident()
 
         def compile_only(function: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-            return launch(function, *args, grid=grid, warmup=warmup or get_ident() == owner, **options)
+            return launch(function, *args, grid=grid, warmup=warmup or only_compiling(), **options)
 
         JITFunction.run = compile_only
         try:
             with _Compilers(usable_cores()) as compilers, AsyncCompileMode(compilers, ignore_errors=True):
                 yield
         finally:
-            JITFunction.run = launch
+            JITFunction.run, _compiling = launch, None
+
+
+def only_compiling() -> bool:
+    """Whether what this thread launches is compiled only: code that may choose another kernel the next time then
+    launches all it may choose from."""
+    return _compiling == get_ident()
 
 
 def hash_triton_early() -> None:

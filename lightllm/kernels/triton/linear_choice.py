@@ -55,8 +55,8 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Persistent:
-    """The gated product of many tokens: blocks of tokens whose tiles are taken together. Where it does not serve (not
-    gated, a bias, another device) it means cuBLAS."""
+    """The gated product of many tokens, by tiles of which rows of `band` times 64 tokens are taken together. Where it
+    does not serve (not gated, a bias, another device) it means cuBLAS."""
 
     band: int
 
@@ -88,7 +88,7 @@ def choices_for(num_rows: int, size: int, dtype: torch.dtype, device_name: str, 
         return Choices(tuned, f"measured on {device_name}")
     steps: tuple[tuple[int, Choice], ...] = ((MOST_VECTOR_TOKENS // 2, by_rule(size)),)
     if hopper:
-        steps += ((FEWEST_PERSISTENT_TOKENS - 1, None), (MOST_TOKENS, Persistent(band=16)))
+        steps += ((FEWEST_PERSISTENT_TOKENS - 1, None), (MOST_TOKENS, Persistent(band=32)))
     return Choices(steps, "by rule: shape not measured")
 
 

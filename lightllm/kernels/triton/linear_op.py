@@ -11,6 +11,7 @@ from lightllm.kernels import cublaslt
 from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.ops.contracts import Activation
 from lightllm.kernels.triton.activation import gated_activation
+from lightllm.kernels.triton.compiling import only_compiling
 from lightllm.kernels.triton.launch import launcher_for, next_power_of_2
 from lightllm.kernels.triton.linear import tile_kernel, vector_kernel
 from lightllm.kernels.triton.linear_choice import Choice, Choices, Persistent, Tile, Vector, choices_for
@@ -130,21 +131,25 @@ def multiply_gated(x: Tensor, weight: Tensor, out: Tensor, choice: Persistent, k
     from lightllm.kernels.triton import linear_hopper as kernel  # its import takes time that other devices need not
 
     layout, launcher = kernel.block_layout(), launcher_for(x.device)
-    num_m, num_n = -(-x.shape[0] // kernel.BLOCK_M), -(-out.shape[1] // kernel.BLOCK_N)
-    kernel.gated_product_kernel[(min(num_m * num_n, launcher.num_processors),)](
-        TensorDescriptor.from_tensor(x, [kernel.BLOCK_M, kernel.BLOCK_K], layout),
-        TensorDescriptor.from_tensor(weight, [kernel.BLOCK_N, kernel.BLOCK_K], layout),
-        TensorDescriptor.from_tensor(out, [64, kernel.BLOCK_N], layout),
-        num_m,
-        num_n,
-        -(-x.shape[1] // kernel.BLOCK_K),
-        out.shape[1],
-        STAGES=kernel.STAGES,
-        KIND=kind,
-        BAND=choice.band,
-        num_warps=4,
-        **launcher.options,
-    )
+    num_programs = launcher.num_processors
+    chosen = kernel.tile_height(x.shape[0], out.shape[1], num_programs)
+    for height in kernel.HEIGHTS if only_compiling() else (chosen,):
+        num_m, num_n = -(-x.shape[0] // (height * kernel.BLOCK)), -(-out.shape[1] // kernel.OUTPUTS)
+        kernel.gated_product_kernel[(min(num_m * num_n, num_programs),)](
+            TensorDescriptor.from_tensor(x, [kernel.BLOCK, kernel.BLOCK], layout),
+            TensorDescriptor.from_tensor(weight, [kernel.OUTPUTS, kernel.BLOCK], layout),
+            TensorDescriptor.from_tensor(out, [kernel.BLOCK, kernel.OUTPUTS], layout),
+            num_m,
+            num_n,
+            -(-x.shape[1] // kernel.BLOCK),
+            out.shape[1],
+            -(-choice.band // height),
+            HEIGHT=height,
+            STAGES=kernel.STAGES[height],
+            KIND=kind,
+            num_warps=4,
+            **launcher.options,
+        )
     return out
 
 
