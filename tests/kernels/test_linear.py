@@ -145,6 +145,29 @@ def test_the_gated_product_of_many_tokens(size, dtype, kind, monkeypatch):
         assert_close(multiply_gated(x, op.weight, out, Persistent(band), kind), expected)
 
 
+@pytest.mark.gpu
+@needs_hopper
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gates_of_any_size_and_tokens_that_are_not_numbers(dtype, kind):
+    """Gates from -300 to 300, which let a 1 through; what is not finite stays in its own token."""
+    gates = torch.cat([torch.linspace(-300, 300, 1201), torch.linspace(-9, 9, 1201)]).cuda().to(dtype)
+    x = torch.zeros(len(gates), 16, device="cuda", dtype=dtype)
+    x[:, 0], x[:, 1] = gates, 1
+    weight = torch.zeros(256, 16, device="cuda", dtype=dtype)
+    weight[:128, 0], weight[128:, 1] = 1, 1
+    out = multiply_gated(x, weight, x.new_empty(len(x), 128), Persistent(32), kind)
+    expected = reference.gated_activation(torch.stack([gates, torch.ones_like(gates)], dim=1).double(), kind)
+    torch.testing.assert_close(out.double(), expected.expand(-1, 128), rtol=1e-2, atol=1e-6)
+    spoiled = {5: float("nan"), 600: float("inf"), 601: -float("inf"), 2000: float("nan")}
+    for token, value in spoiled.items():
+        x[token, 0] = value
+    again = multiply_gated(x, weight, x.new_empty(len(x), 128), Persistent(32), kind)
+    sound = [token for token in range(len(x)) if token not in spoiled]
+    assert torch.equal(again[sound], out[sound])
+    assert not again[[5, 600, 2000]].isfinite().any()
+
+
 def test_tiles_are_of_the_height_with_which_the_last_program_is_done_first():
     """Llama-3-8B's gate and up on an H200: rounds of tiles times their height, counted by hand."""
     from lightllm.kernels.triton.linear_hopper import tile_height
