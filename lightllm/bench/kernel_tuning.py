@@ -33,6 +33,7 @@ from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.triton.compiling import compiled_together
 from lightllm.kernels.triton.launch import launcher_for
 from lightllm.kernels.triton.linear_choice import (
+    FEWEST_PERSISTENT_TOKENS,
     MOST_TILE_TOKENS,
     MOST_TOKENS,
     MOST_VECTOR_TOKENS,
@@ -93,8 +94,9 @@ class Tuned:
     tried: dict[str, float] = field(default_factory=dict)
 
 
-def candidates(tokens: int, *, gated: bool = False) -> list[Vector | Tile | Persistent]:
+def candidates(tokens: int, use: Use, *, hopper: bool) -> list[Vector | Tile | Persistent]:
     """Which of our kernels are worth trying for so many tokens."""
+    gated = use == "gated"
     found: list[Vector | Tile | Persistent] = []
     if tokens <= MOST_VECTOR_TOKENS:
         most_registers = 4096 if tokens == 1 else 2048
@@ -106,7 +108,8 @@ def candidates(tokens: int, *, gated: bool = False) -> list[Vector | Tile | Pers
         ]
     if 1 < tokens <= MOST_TILE_TOKENS:
         found += [Tile(n, k, split, stages, 4) for n, k, stages in TILE_BLOCKS for split in (1, 2, 4)]
-    if gated and tokens > MOST_TILE_TOKENS:
+    fewest = {"gated": MOST_TILE_TOKENS + 1, "plain": FEWEST_PERSISTENT_TOKENS, "added": MOST_TOKENS}[use]
+    if hopper and tokens >= fewest:
         found += [Persistent(band) for band in BANDS]
     return found
 
@@ -172,15 +175,14 @@ def tune(models: Sequence[ModelShape], inputs: Inputs, device_name: str) -> Iter
         for name, (num_rows, size) in shapes.items():
             weights, use = product_weights(num_rows, size, inputs), USES.get(name, "plain")
             known = choices_for(num_rows, size, inputs.dtype, device_name, hopper=hopper)
-            gated = hopper and use == "gated"
             prompts = () if name == "head" else (PROMPT_TOKENS,)
-            numbers = (*TOKENS, *(GATED_TOKENS if gated else ()), *prompts)
-            ours = {tokens: candidates(tokens, gated=gated) for tokens in numbers}
+            numbers = (*TOKENS, *(GATED_TOKENS if hopper and use == "gated" else ()), *prompts)
+            ours = {tokens: candidates(tokens, use, hopper=hopper) for tokens in numbers}
             _compile(weights[0], ours, use, inputs, workspace)
             for tokens, choices in ours.items():
                 x, before = inputs.random(tokens, size), known.at(tokens)
                 found: list[Choice] = [*choices]
-                if before is not None and (gated or not isinstance(before, Persistent)):
+                if before is not None and (use != "added" or not isinstance(before, Persistent)):
                     found.insert(0, before)
                 searched = name != "head" and tokens >= FEWEST_LIBRARY_TOKENS and tokens not in GATED_TOKENS
                 if search is not None and searched:

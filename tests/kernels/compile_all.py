@@ -66,8 +66,9 @@ def products() -> None:
             if choice.rows > 1:
                 linear_op.multiply_vector(zeros(1, 4096), weight, None, zeros(1, 128), choice, "silu")
     if HOPPER:
-        for kind, count in itertools.product(("silu", "gelu", "gelu_tanh"), (120, 180)):  # tiles of either height
-            linear_op.multiply_gated(zeros(count, 4096), weight, zeros(count, 128), Persistent(32), kind)
+        for kind, count in itertools.product((None, "silu", "gelu", "gelu_tanh"), (120, 180)):  # tiles of either height
+            out = zeros(count, 256 if kind is None else 128)
+            linear_op.multiply_persistent(zeros(count, 4096), weight, out, Persistent(32), kind)
 
 
 def sampling() -> None:

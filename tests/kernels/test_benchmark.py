@@ -85,7 +85,7 @@ def test_tuning_writes_a_table_and_keeps_what_it_had(
     first = "x".join(map(str, TINY.weights()["qkv"]))
     kernel_tuning.write_table(table, "Toy GPU", {"8x8": {"1": ["cublas"]}, first: {"96": ["cublas"]}})
     choices = [Vector(32, 64, 2), Vector(3, 64, 2), Tile(64, 64, 1, 2, 4)]  # the second cannot be compiled
-    monkeypatch.setattr(kernel_tuning, "candidates", lambda tokens, gated: choices)
+    monkeypatch.setattr(kernel_tuning, "candidates", lambda tokens, use, *, hopper: choices)
     monkeypatch.setattr(kernel_tuning, "TOKENS", (1, 2))
     monkeypatch.setattr(kernel_tuning, "PROMPT_TOKENS", 3)
     ticks = iter(range(10_000, 0, -1))
@@ -124,7 +124,9 @@ def test_the_bundled_shapes_have_every_kernel() -> None:
     cases = list(all_cases(BUNDLED, kernels.Inputs(torch.device("cpu"), torch.bfloat16)))
     assert {case.kernel for case in cases} == set(KERNELS)
     assert len({(case.kernel, case.name) for case in cases}) == len(cases)
-    assert all(candidate for tokens in kernel_tuning.TOKENS for candidate in kernel_tuning.candidates(tokens))
+    uses = ("plain", "gated", "added")
+    found = [kernel_tuning.candidates(tokens, use, hopper=True) for tokens in kernel_tuning.TOKENS for use in uses]
+    assert all(candidate for candidates in found for candidate in candidates)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from lightllm.kernels.triton.linear_choice import (
     tuned_table,
     write_choice,
 )
-from lightllm.kernels.triton.linear_op import SplitWorkspace, TritonLinear, multiply_gated, serves_gated
+from lightllm.kernels.triton.linear_op import SplitWorkspace, TritonLinear, multiply_persistent, serves_persistent
 
 KERNELS = [None, Persistent(8), Vector(1, 64, 1), Vector(2, 128, 2), Tile(32, 32, 1, 2, 4), Tile(64, 32, 3, 3, 4)]
 SIZES = [(1, 64, 64), (2, 66, 129), (3, 2, 32), (17, 40, 200)]
@@ -123,26 +123,28 @@ needs_hopper = pytest.mark.skipif(
 
 @pytest.mark.gpu
 @needs_hopper
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("kind", [None, "silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "size",
-    [(1, 8, 8), (64, 128, 64), (128, 128, 256), (129, 136, 72), (300, 1000, 328), (2500, 384, 1024), (4000, 2304, 96)],
+    [(1, 16, 8), (64, 256, 64), (128, 256, 256), (129, 272, 72), (300, 2000, 328), (2500, 768, 1024), (4000, 4608, 96)],
     ids=str,
 )
-def test_the_gated_product_of_many_tokens(size, dtype, kind, monkeypatch):
-    """Odd edges of tokens, outputs and columns; fewer and more tiles than the device has programs, of either height."""
+def test_products_of_many_tokens(size, dtype, kind, monkeypatch):
+    """Odd edges of tokens, rows and columns; fewer and more tiles than the device has programs, of either height."""
     from lightllm.kernels.triton import linear_hopper
 
-    num_tokens, num_outputs, width = size
-    op = make_op(None, 2 * num_outputs, width, False, torch.device("cuda"), dtype)
+    num_tokens, num_rows, width = size
+    op = make_op(None, num_rows, width, False, torch.device("cuda"), dtype)
     x = torch.randn(num_tokens, 2 * width, device="cuda").to(dtype)[:, width:]  # rows that are not next to each other
-    expected = reference.gated_activation(expected_product(op, x), kind)
-    assert serves_gated(x, op.weight, None)
+    expected = expected_product(op, x)
+    if kind is not None:
+        expected = reference.gated_activation(expected, kind)
     for height, band in product(linear_hopper.HEIGHTS, (1, 16, 32)):
-        monkeypatch.setattr(linear_hopper, "tile_height", lambda *_, height=height: height)
-        out = x.new_full((num_tokens, num_outputs), float("nan"))
-        assert_close(multiply_gated(x, op.weight, out, Persistent(band), kind), expected)
+        monkeypatch.setattr(linear_hopper, "tile_height", lambda *_, height=height: (height, 1.0))
+        assert serves_persistent(x, op.weight, None, gated=kind is not None)
+        out = x.new_full(expected.shape, float("nan"))
+        assert_close(multiply_persistent(x, op.weight, out, Persistent(band), kind), expected)
 
 
 def test_tiles_are_of_the_height_with_which_the_last_program_is_done_first():
@@ -150,9 +152,9 @@ def test_tiles_are_of_the_height_with_which_the_last_program_is_done_first():
     from lightllm.kernels.triton.linear_hopper import tile_height
 
     measured = {1024: 2, 1500: 3, 2048: 2, 3500: 2, 8192: 3}  # the faster of the two, each
-    assert {tokens: tile_height(tokens, 14336, 132) for tokens in measured} == measured
-    assert tile_height(1, 1, 132) == 2, "one tile: the less of it is empty, the better"
-    assert tile_height(8192, 3072, 132) == 3, "8 rounds of three, 12 of two"
+    assert {tokens: tile_height(tokens, 28672, 132)[0] for tokens in measured} == measured
+    assert tile_height(1, 1, 132) == (2, pytest.approx(1 / (64 * 256 * 132 * 2))), "the less of a tile is empty"
+    assert tile_height(8192, 6144, 132) == (3, pytest.approx(128 * 24 / 132 / 24)), "8 rounds of three, 12 of two"
 
 
 @pytest.mark.gpu
@@ -161,11 +163,29 @@ def test_what_the_copy_engine_cannot_read_goes_to_the_library():
     op = make_op(None, 32, 72, False, torch.device("cuda"), torch.bfloat16)
     x = torch.randn(9, 80, device="cuda").bfloat16()
     bias = op.weight[:, 0].contiguous()
-    assert serves_gated(x[:, 8:], op.weight, None)
-    assert not serves_gated(x[:, 8:], op.weight, bias)
-    assert not serves_gated(x[:, 1:73], op.weight, None)
-    assert not serves_gated(x[:, 8:].float(), op.weight, None)
-    assert not serves_gated(x[:, 8:], op.weight[:26], None)
+    assert serves_persistent(x[:, 8:], op.weight, None, gated=True)
+    assert not serves_persistent(x[:, 8:], op.weight, bias, gated=True)
+    assert not serves_persistent(x[:, 1:73], op.weight, None, gated=True)
+    assert not serves_persistent(x[:, 8:].float(), op.weight, None, gated=True)
+    assert not serves_persistent(x[:, 8:], op.weight[:24], None, gated=True)
+
+
+@pytest.mark.gpu
+@needs_hopper
+def test_without_a_gate_the_library_multiplies_what_would_leave_programs_idle():
+    weight = torch.randn(6144, 64, device="cuda").bfloat16()
+    processors = launcher_for(weight.device).num_processors
+    full = torch.randn(128 * processors, 64, device="cuda").bfloat16()
+    assert serves_persistent(full, weight, None)
+    assert not serves_persistent(full[: 128 * (processors // 24) + 1], weight, None)
+    op = TritonLinear(weight, None, Choices(((1 << 20, Persistent(32)),), "test"), SplitWorkspace(weight.device))
+    for x in (full, full[:641]):
+        residual = torch.randn(len(x), 6144, device="cuda").bfloat16()
+        expected = expected_product(op, x)
+        assert_close(op(x), expected)
+        expected += residual.double()
+        op.add(x, residual)
+        assert_close(residual, expected)
 
 
 @pytest.mark.gpu

@@ -55,8 +55,8 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Persistent:
-    """The gated product of many tokens, by tiles of which rows of `band` times 64 tokens are taken together. Where it
-    does not serve (not gated, a bias, another device) it means cuBLAS."""
+    """Many tokens, by tiles of which rows of `band` times 64 tokens are taken together. Where it does not serve, it
+    means cuBLAS: added to a residual, with a bias, with few tiles and no gate, on another device."""
 
     band: int
 

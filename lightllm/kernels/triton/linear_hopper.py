@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
-"""The gated product of prompts on Hopper: activation(gate) * up, [gate, up] = x [M, K] @ weight [2 F, K].T, in Gluon.
+"""Products of prompts on Hopper, in Gluon: x [M, K] @ weight [N, K].T, or activation(gate) * up of [gate, up] = that.
 
-4 M F K operations; for thousands of tokens bound by the matrix units, or by the power they draw. Beside the library's
-product and an activation of its own, 6 M F bytes less each way are moved through memory. A tile has as many gates as
-values for them to let through, so that both meet in the registers of one thread: HEIGHT times 64 tokens by 128 gates
-and 128 ups, one consumer of four warps for each 64 tokens, which gates and stores by way of shared memory.
+2 M N K operations; for thousands of tokens bound by the matrix units, or by the power they draw. A tile is HEIGHT times
+64 tokens by 256 rows of the weight, one consumer of four warps for each 64 tokens, which stores by way of shared
+memory. Of a gated product these rows are 128 gates and 128 ups, so that both meet in the registers of one thread:
+beside the library's product and an activation of its own, 3 M N bytes less each way are moved through memory.
 
 The copy engine brings blocks of x and weight into a ring. The first consumer asks for them, since a producer beside
 three consumers would leave them 128 registers each, which the sums alone fill: while its product of one turn runs, it
@@ -32,8 +32,8 @@ from lightllm.kernels.triton.activation import activate
 
 BLOCK = 64
 """Tokens of a consumer; rows and columns that the copy engine brings at a time."""
-OUTPUTS = 128
-"""Outputs of a tile, each of one row for the gate and one for up."""
+ROWS = 256
+"""Rows of the weight of a tile, in halves: next to each other, or gates and ups."""
 HEIGHTS = {2: 2.0, 3: 2.95}
 """Consumers of a tile, and the time it takes: three read a fifth less from L2 for the same work, which is energy."""
 STAGES = {2: 4, 3: 3}
@@ -46,14 +46,17 @@ def block_layout() -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 
 
-def tile_height(num_tokens: int, num_outputs: int, num_programs: int) -> int:
-    """The height of tiles with which the last program is done first."""
+def tile_height(num_tokens: int, num_rows: int, num_programs: int) -> tuple[int, float]:
+    """The height of tiles with which the last program is done first, and the share of the programs' time that is work:
+    the rest is their waiting for the last one, and the empty parts of tiles."""
+    work = num_tokens * num_rows / (BLOCK * ROWS) / num_programs
 
-    def spent(height: int) -> float:
-        tiles = -(-num_tokens // (height * BLOCK)) * -(-num_outputs // OUTPUTS)
-        return -(-tiles // num_programs) * HEIGHTS[height]
+    def rounds(height: int) -> int:
+        tiles = -(-num_tokens // (height * BLOCK)) * -(-num_rows // ROWS)
+        return -(-tiles // num_programs)
 
-    return min(HEIGHTS, key=spent)
+    height = min(HEIGHTS, key=lambda height: rounds(height) * HEIGHTS[height])
+    return height, work / (rounds(height) * height)
 
 
 @gluon.jit
@@ -71,19 +74,19 @@ def _ask(asked, operands, sizes, ring, stage, HEIGHT: gl.constexpr):
     the tile's next, or the first of this program's next tile."""
     x, weight, _ = operands
     xs, weights, _, ready, _ = ring
+    num_m, num_n, num_k, column_step, half_step, band = sizes
     BLOCK: gl.constexpr = xs.shape[1]
-    OUTPUTS: gl.constexpr = weights.shape[1] // 2
-    num_m, num_n, num_k, num_outputs, band = sizes
+    HALF: gl.constexpr = weights.shape[1] // 2
     tile, m, n, k = asked
     there = tile < num_m * num_n
     full = ready.index(stage)
-    mbarrier.expect(full, (HEIGHT * BLOCK + 2 * OUTPUTS) * BLOCK * 2, pred=there)
+    mbarrier.expect(full, (HEIGHT * BLOCK + 2 * HALF) * BLOCK * 2, pred=there)
     for part in gl.static_range(HEIGHT):
         to = xs.index(stage * HEIGHT + part)
         tma.async_copy_global_to_shared(x, [(m * HEIGHT + part) * BLOCK, k * BLOCK], full, to, pred=there)
     for half in gl.static_range(2):
-        to = weights.index(stage).slice(half * OUTPUTS, OUTPUTS, dim=0)
-        row = half * num_outputs + n * OUTPUTS
+        to = weights.index(stage).slice(half * HALF, HALF, dim=0)
+        row = n * column_step + half * half_step
         tma.async_copy_global_to_shared(weight, [row, k * BLOCK], full, to, pred=there)
     k += 1
     if k == num_k:
@@ -94,16 +97,25 @@ def _ask(asked, operands, sizes, ring, stage, HEIGHT: gl.constexpr):
 
 
 @gluon.jit
+def _store(value, out, row, column, own):
+    """Store a consumer's part of a tile once what it stored before has left shared memory."""
+    tma.store_wait(0)
+    own.store(value.to(out.dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(out, [row, column], own)
+
+
+@gluon.jit
 def _consume(
-    operands, sizes, ring, CONSUMER: gl.constexpr, HEIGHT: gl.constexpr, KIND: gl.constexpr, PDL: gl.constexpr
+    operands, sizes, ring, CONSUMER: gl.constexpr, HEIGHT: gl.constexpr, GATED: gl.constexpr, PDL: gl.constexpr
 ):  # fmt: skip
     _, _, out = operands
-    num_m, num_n, num_k, _, band = sizes
     xs, weights, outs, ready, free = ring
+    num_m, num_n, num_k, _, _, band = sizes
     BLOCK: gl.constexpr = xs.shape[1]
-    OUTPUTS: gl.constexpr = weights.shape[1] // 2
+    HALF: gl.constexpr = weights.shape[1] // 2
     STAGES: gl.constexpr = weights.shape[0]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * OUTPUTS, 16])
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * HALF, 16])
     own = outs.index(CONSUMER)
     m, n = _place(gl.program_id(0), num_m, num_n, band)
     asked = (gl.program_id(0), m, n, num_k * 0)
@@ -115,7 +127,7 @@ def _consume(
             asked = _ask(asked, operands, sizes, ring, early, HEIGHT)
     turn = 0
     for tile in range(gl.program_id(0), num_m * num_n, gl.num_programs(0)):
-        total = gl.zeros([BLOCK, 2 * OUTPUTS], gl.float32, layout=layout)
+        total = gl.zeros([BLOCK, 2 * HALF], gl.float32, layout=layout)
         for k in range(num_k):
             stage, before = turn % STAGES, (turn + STAGES - 1) % STAGES
             mbarrier.wait(ready.index(stage), (turn // STAGES) & 1)
@@ -130,51 +142,55 @@ def _consume(
             turn += 1
         total = warpgroup_mma_wait(0, deps=[total])
         mbarrier.arrive(free.index((turn + STAGES - 1) % STAGES), count=1)
-        gate, up = gl.split(total.reshape([BLOCK, 2, OUTPUTS]).permute((0, 2, 1)))
-        result = (activate(gate, KIND) * up).to(out.dtype)
-        tma.store_wait(0)
-        own.store(result)
-        fence_async_shared()
+        first, second = gl.split(total.reshape([BLOCK, 2, HALF]).permute((0, 2, 1)))
         m, n = _place(tile, num_m, num_n, band)
-        tma.async_copy_shared_to_global(out, [(m * HEIGHT + CONSUMER) * BLOCK, n * OUTPUTS], own)
+        row = (m * HEIGHT + CONSUMER) * BLOCK
+        if GATED != "":
+            _store(activate(first, GATED) * second, out, row, n * HALF, own)
+        else:
+            _store(first, out, row, n * 2 * HALF, own)
+            _store(second, out, row, n * 2 * HALF + HALF, own)
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["num_m", "num_n", "num_k", "num_outputs", "band"])
-def gated_product_kernel(
+@gluon.jit(do_not_specialize=["num_m", "num_n", "num_k", "column_step", "half_step", "band"])
+def prompt_product_kernel(
     x,
     weight,
     out,
     num_m,
     num_n,
     num_k,
-    num_outputs,
+    column_step,
+    half_step,
     band,
     HEIGHT: gl.constexpr,
     STAGES: gl.constexpr,
-    KIND: gl.constexpr,
+    GATED: gl.constexpr,
     PDL: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    # x, weight and out are tensor descriptors, of blocks [BLOCK, BLOCK], [OUTPUTS, BLOCK] and [BLOCK, OUTPUTS].
+    # x, weight and out are tensor descriptors, of blocks [BLOCK, BLOCK], [ROWS // 2, BLOCK] and [BLOCK, ROWS // 2].
+    # num_m x num_n tiles; the halves of a tile's rows begin half_step apart, those of the next column column_step on.
     dtype: gl.constexpr = x.dtype
     BLOCK: gl.constexpr = x.block_shape[0]
-    OUTPUTS: gl.constexpr = weight.block_shape[0]
+    HALF: gl.constexpr = weight.block_shape[0]
     xs = gl.allocate_shared_memory(dtype, [STAGES * HEIGHT, BLOCK, BLOCK], x.layout)
-    weights = gl.allocate_shared_memory(dtype, [STAGES, 2 * OUTPUTS, BLOCK], weight.layout)
-    outs = gl.allocate_shared_memory(dtype, [HEIGHT, BLOCK, OUTPUTS], out.layout)
+    weights = gl.allocate_shared_memory(dtype, [STAGES, 2 * HALF, BLOCK], weight.layout)
+    outs = gl.allocate_shared_memory(dtype, [HEIGHT, BLOCK, HALF], out.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for index in gl.static_range(STAGES):
         mbarrier.init(ready.index(index), count=1)
         mbarrier.init(free.index(index), count=HEIGHT)
     fence_async_shared()
-    operands, sizes, ring = (x, weight, out), (num_m, num_n, num_k, num_outputs, band), (xs, weights, outs, ready, free)
+    operands, ring = (x, weight, out), (xs, weights, outs, ready, free)
+    sizes = (num_m, num_n, num_k, column_step, half_step, band)
     if HEIGHT == 2:
         gl.warp_specialize(
             [
-                (_consume, (operands, sizes, ring, 0, HEIGHT, KIND, PDL)),
-                (_consume, (operands, sizes, ring, 1, HEIGHT, KIND, PDL)),
+                (_consume, (operands, sizes, ring, 0, HEIGHT, GATED, PDL)),
+                (_consume, (operands, sizes, ring, 1, HEIGHT, GATED, PDL)),
             ],
             [4],
             [240],
@@ -182,9 +198,9 @@ def gated_product_kernel(
     else:
         gl.warp_specialize(
             [
-                (_consume, (operands, sizes, ring, 0, HEIGHT, KIND, PDL)),
-                (_consume, (operands, sizes, ring, 1, HEIGHT, KIND, PDL)),
-                (_consume, (operands, sizes, ring, 2, HEIGHT, KIND, PDL)),
+                (_consume, (operands, sizes, ring, 0, HEIGHT, GATED, PDL)),
+                (_consume, (operands, sizes, ring, 1, HEIGHT, GATED, PDL)),
+                (_consume, (operands, sizes, ring, 2, HEIGHT, GATED, PDL)),
             ],
             [4, 4],
             [168, 168],
