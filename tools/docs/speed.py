@@ -65,8 +65,7 @@ GPU = """
 ## On a GPU
 
 Random weights of the real shapes, graphs captured before the clock starts (a server does that while it is idle), at the
-revision named. Up to revision cf9e842 the bound counted the last block for all tokens, of which most need no more than
-its keys and values, so that shares and MFU of prompts read about two points too high.
+revision named.
 """
 
 OTHERS = """
