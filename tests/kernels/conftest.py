@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 HAS_GPU = torch.cuda.is_available()
 """Then the kernels are compiled, and run on the GPU."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hopper_machine import machine_for
 
 from lightllm.kernels.ops.contracts import AttentionParams, HeadShape, SequenceLayout
 from lightllm.kernels.reference.attention import TorchAttention
@@ -90,6 +91,29 @@ def test_pools_beyond_an_int32_are_addressed_wide(monkeypatch, device):
     layout, q, k_cache, v_cache, table = make_step(*STEPS["mixed"], shape, device, torch.float32)
     backend = TritonAttention(shape, device)
     actual = backend.run(q, k_cache, v_cache, backend.plan(layout, table), params)
+    assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what merges parts is compiled here, not interpreted")
+@pytest.mark.parametrize(
+    "shape", [HeadShape(8, 2, 128, 128), HeadShape(2, 2, 64, 64), HeadShape(7, 1, 128, 128)], ids=str
+)
+@pytest.mark.parametrize(
+    "step", [([0], [300]), ([70, 0, 500], [129, 40, 140]), ([1500], [70]), ([9, 126], [150, 1])], ids=str
+)
+def test_large_tiles_on_a_machine_of_tests(step, shape, monkeypatch):
+    """The kernel for Hopper, with whatever runs at the same time in any order."""
+    from lightllm.kernels.triton import attention_hopper
+
+    monkeypatch.setattr(launch, "_INTERPRETED", launch.Launcher(3, 227 << 10, dependent=False, hopper=True))
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    layout, q, k_cache, v_cache, table = make_step(*step, shape, device, torch.float16)
+    params = make_params("scale", shape, device)
+    backend = TritonAttention(shape, device)
+    with machine_for(attention_hopper, "attention_hopper_kernel", seed=sum(step[1])) as machine:
+        actual = backend.run(q, k_cache, v_cache, backend.plan(layout, table), params)
+        assert machine.num_programs > 1
     assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
 
 

@@ -6,10 +6,12 @@ from itertools import product
 
 import pytest
 import torch
+from hopper_machine import machine_for
 
 from lightllm.kernels import cublaslt
 from lightllm.kernels.cublaslt import Algorithm
 from lightllm.kernels.reference import pointwise as reference
+from lightllm.kernels.triton import launch
 from lightllm.kernels.triton.launch import launcher_for
 from lightllm.kernels.triton.linear_choice import (
     Choice,
@@ -114,6 +116,25 @@ def test_the_library_multiplies_by_each_algorithm_it_suggests(size, dtype):
         expected += residual.double()
         op.add(x, residual)
         assert_close(residual, expected)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("size", [(1, 8, 8), (129, 136, 72), (700, 272, 200)], ids=str)
+def test_the_gated_product_of_many_tokens_on_a_machine_of_tests(size, kind, monkeypatch):
+    """Fewer and more tiles than programs, of either height; whatever runs at the same time does so in any order."""
+    from lightllm.kernels.triton import activation, linear_hopper
+
+    monkeypatch.setattr(launch, "_INTERPRETED", launch.Launcher(3, 227 << 10, dependent=True, hopper=True))
+    torch.manual_seed(0)
+    num_tokens, num_outputs, width = size
+    x = torch.randn(num_tokens, 2 * width).bfloat16()[:, width:]
+    weight = (torch.randn(2 * num_outputs, width) / width**0.5).bfloat16()
+    expected = reference.gated_activation(x.double() @ weight.double().t(), kind)
+    for height in linear_hopper.HEIGHTS:
+        monkeypatch.setattr(linear_hopper, "tile_height", lambda *_, height=height: height)
+        with machine_for(linear_hopper, "gated_product_kernel", num_tokens + height, activation):
+            out = multiply_gated(x, weight, x.new_full((num_tokens, num_outputs), float("nan")), Persistent(4), kind)
+        assert_close(out, expected)
 
 
 needs_hopper = pytest.mark.skipif(

@@ -93,9 +93,9 @@ def _activate(x, KIND: gl.constexpr):
 
 @gluon.jit
 def _place(tile, num_m, num_n, band):
-    """The tile's row and column: band after band, through a band in columns."""
+    """The tile's row and column: band after band, through a band in columns; anything after the last tile."""
     first = tile // (band * num_n) * band
-    height = gl.minimum(num_m - first, band)
+    height = gl.maximum(gl.minimum(num_m - first, band), 1)
     inside = tile % (band * num_n)
     return first + inside % height, inside // height
 
