@@ -12,10 +12,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lightllm.engine.transfer import upload
 from lightllm.kernels.ops.contracts import NO_TOKEN
-from lightllm.protocol.plan import StepPlan
+from lightllm.protocol.plan import Int32, StepPlan
 
 Int64 = NDArray[np.int64]
 
@@ -31,18 +32,24 @@ class RowTables:
         self.history[self.spare_row, 0] = NO_TOKEN
         self.table = torch.full(shape, spare_slot, dtype=torch.int32, device=device)
         self._prompt_lens: Int64 = np.zeros(max_rows + 1, np.int64)
+        self._to_write: list[tuple[Tensor, int, int, Int32]] = []
 
     def update(self, plan: StepPlan) -> None:
-        """Write the known tokens of rows that now belong to a request, and slots the prefix tree gave or replaced."""
+        """Write the known tokens of rows that now belong to a request, and slots the prefix tree gave or replaced.
+
+        What cannot be written for lack of memory is written with the next step's: a patch belongs to a request that
+        may have no part in this one.
+        """
         for opened in plan.opened:
             self._prompt_lens[opened.row] = opened.prompt_len
-        written = [(o.row, 0, o.tokens) for o in plan.opened] + [(p.row, p.start, p.slots) for p in plan.patches]
-        if not written:
+            self._to_write.append((self.history, opened.row, 0, opened.tokens))
+        self._to_write += [(self.table, patch.row, patch.start, patch.slots) for patch in plan.patches]
+        if not self._to_write:
             return
-        tensors = upload([values.astype(np.int64) for _, _, values in written], self._device)
-        for number, ((row, start, _), values) in enumerate(zip(written, tensors, strict=True)):
-            target = self.history if number < len(plan.opened) else self.table
+        tensors = upload([values.astype(np.int64) for *_, values in self._to_write], self._device)
+        for (target, row, start, _), values in zip(self._to_write, tensors, strict=True):
             target[row, start : start + len(values)] = values
+        self._to_write = []
 
     def prompt_lens(self, rows: NDArray[np.int32]) -> Int64:
         """Prompt lengths [S] of the given rows."""
