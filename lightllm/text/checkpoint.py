@@ -58,11 +58,10 @@ def read_text_files(directory: Path) -> TextFiles:
     added = _added_tokens(directory, config)
     if "added_tokens_decoder" not in config:
         config = config | _read_json(directory / "special_tokens_map.json")
-    known = {token.content: token for token in added}
     return TextFiles(
         added_tokens=added,
-        named_tokens=_named_tokens(directory, config, known),
-        extra_tokens=_extra_tokens(directory, config, known),
+        named_tokens=_named_tokens(directory, config),
+        extra_tokens=_extra_tokens(directory, config),
         chat_templates=_chat_templates(directory, config),
         generation_eos_ids=_generation_eos_ids(directory),
         split_special_tokens=bool(config.get("split_special_tokens", False)),
@@ -91,31 +90,29 @@ def _added_tokens(directory: Path, config: dict[str, Any]) -> tuple[AddedToken, 
         raise CheckpointError(f"{path}: added_tokens_decoder maps ids to token objects; {error}") from error
 
 
-def _named_tokens(directory: Path, config: dict[str, Any], known: dict[str, AddedToken]) -> dict[str, AddedToken]:
+def _named_tokens(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
     """`bos_token` and the like, and the model's own (`image_token`), standard names first."""
     own = [key for key in config if key.endswith("_token") and key not in STANDARD_NAMES]
     own = [key for key in own if isinstance(config[key], str | dict)]
     values = {key: config[key] for key in (*STANDARD_NAMES, *own) if config.get(key) is not None}
     if isinstance(config.get("extra_special_tokens"), dict):
         values |= config["extra_special_tokens"]
-    return {key: _special(directory, key, value, known) for key, value in values.items()}
+    return {key: _special(directory, key, value) for key, value in values.items()}
 
 
-def _extra_tokens(directory: Path, config: dict[str, Any], known: dict[str, AddedToken]) -> tuple[AddedToken, ...]:
+def _extra_tokens(directory: Path, config: dict[str, Any]) -> tuple[AddedToken, ...]:
     values = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if isinstance(values, dict):
         return ()
     if not isinstance(values, list):
         raise CheckpointError(f"{directory}: extra_special_tokens must be a list, not {type(values).__name__}")
-    return tuple(_special(directory, "extra_special_tokens", value, known) for value in values)
+    return tuple(_special(directory, "extra_special_tokens", value) for value in values)
 
 
-def _special(directory: Path, key: str, value: Any, known: dict[str, AddedToken]) -> AddedToken:
+def _special(directory: Path, key: str, value: Any) -> AddedToken:
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str):
         raise CheckpointError(f"{directory}: {key} must be a string or a token object, not {value!r}")
-    if content in known:
-        return known[content]
     if isinstance(value, dict):
         return _token({**value, "special": True})
     return AddedToken(content, special=True, normalized=False)

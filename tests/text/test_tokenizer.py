@@ -128,6 +128,46 @@ def test_tokens_that_only_the_config_names_are_added(tmp_path: Path) -> None:
     assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("home", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_flags_beside_a_name_do_not_change_a_token_that_is_there(tmp_path: Path, home: str) -> None:
+    """As in old checkpoints of Llama: tokenizer.json, which is the truth, finds `<s>` before it normalises."""
+    from transformers import PreTrainedTokenizerFast
+
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    names = {"bos_token": {"content": "<s>", **flags}, "eos_token": {"content": "</s>", **flags}}
+    save(sentence_piece(), tmp_path)
+    if home == "tokenizer_config.json":
+        names = {name: {"__type": "AddedToken", **token} for name, token in names.items()}
+    (tmp_path / home).write_text(json.dumps(names))
+    ours, theirs = Tokenizer.load(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = "<s>[INST] hello [/INST] world </s><s>[INST] there"
+    ids = theirs.encode(text, add_special_tokens=False)
+    assert ours.encode(text, add_special_tokens=False) == ids
+    assert ids.count(1) == 2 and ids.count(2) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "hidden"),
+    [
+        ({"extra_special_tokens": ["<tool_call>"]}, False),
+        ({"additional_special_tokens": ["<tool_call>"]}, False),
+        ({"pad_token": "<tool_call>"}, True),
+        ({}, False),
+    ],
+)
+def test_a_token_that_is_there_is_hidden_only_for_a_name_of_its_own(
+    tmp_path: Path, config: dict[str, Any], hidden: bool
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    save(byte_level(), tmp_path, **config)
+    ours, theirs = Tokenizer.load(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ids = ours.encode("so <tool_call>{}", add_special_tokens=False)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ours.decode(ids) == ("so {}" if hidden else "so <tool_call>{}")
+    assert (ours.token_to_id("<tool_call>") in ours.special_ids) == hidden
+
+
 @pytest.mark.parametrize("kind", ["word_piece", "byte_level"])
 def test_cleaning_up_spaces_is_left_to_transformers_rules(tmp_path: Path, kind: str) -> None:
     from transformers import PreTrainedTokenizerFast
