@@ -211,7 +211,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, files: TextFiles) -> None:
     """
     present = backend.get_added_tokens_decoder().values()
     unchanged = {repr(token) for token in present}
-    known = {token.content: token for token in (*present, *files.added_tokens)}
+    known = {token.content: token for token in (*files.older_tokens, *present, *files.added_tokens)}
     for token in files.named_tokens.values():
         known.setdefault(token.content, token).special = True
     for token in files.extra_tokens:

@@ -128,6 +128,23 @@ def test_tokens_that_only_the_config_names_are_added(tmp_path: Path) -> None:
     assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True)
 
 
+def test_added_tokens_of_old_checkpoints(tmp_path: Path) -> None:
+    """tokenizer.json wins where it has them, too."""
+    from transformers import PreTrainedTokenizerFast
+
+    save(byte_level(), tmp_path)
+    added = {"<tool_call>": 420, "<|older|>": 423, "two words": 424, "<pad>": 422}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}')
+    ours, theirs = Tokenizer.load(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = "a<|older|>b two words <tool_call><pad>"
+    ids = theirs.encode(text, add_special_tokens=False)
+    assert ours.encode(text, add_special_tokens=False) == ids
+    assert set(added.values()) < set(ids)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "a<|older|>b two words <tool_call>"
+    assert ours.pad_id == theirs.pad_token_id == 422
+
+
 @pytest.mark.parametrize("home", ["tokenizer_config.json", "special_tokens_map.json"])
 def test_flags_beside_a_name_do_not_change_a_token_that_is_there(tmp_path: Path, home: str) -> None:
     """As in old checkpoints of Llama: tokenizer.json, which is the truth, finds `<s>` before it normalises."""
@@ -252,6 +269,7 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         ("tokenizer_config.json", '{"chat_template": 3}'),
         ("generation_config.json", '{"eos_token_id": "two"}'),
         ("special_tokens_map.json", '{"bos_token": []}'),
+        ("added_tokens.json", '{"<a>": "7"}'),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, name: str, content: str) -> None:
