@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lightllm.config.locate import find_model, find_tokenizer
+from lightllm.config.locate import find_model, find_tokenizer, read_template
 from lightllm.config.settings import Settings
 from lightllm.errors import ConfigError, InvalidRequest, LightLLMError, error_from_code
 from lightllm.ipc import Receiver, Sender, local_channel
@@ -199,10 +198,10 @@ class LLM:
 
     @property
     def template(self) -> ChatTemplate:
-        """The model's chat template. Raises InvalidRequest if it has none."""
+        """The model's chat template. Raises ConfigError for a template file that cannot be read."""
         if self._template is None:
             replacement = self.settings.model.chat_template
-            source: Any = Path(replacement).read_text() if replacement else self.tokenizer.chat_templates
+            source: Any = read_template(replacement) if replacement else self.tokenizer.chat_templates
             self._template = ChatTemplate(source, self.tokenizer.special_tokens)
         return self._template
 

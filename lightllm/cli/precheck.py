@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightllm.config.generation import read_generation_defaults
-from lightllm.config.locate import find_model, find_tokenizer
+from lightllm.config.locate import find_model, find_tokenizer, read_template
 from lightllm.config.settings import ModelSettings
-from lightllm.errors import CheckpointError, ConfigError
+from lightllm.errors import CheckpointError
 from lightllm.models.config_reader import ConfigReader
 from lightllm.text.chat import ChatTemplate
 from lightllm.text.tokenizer import Tokenizer
@@ -39,12 +39,3 @@ def check_config(directory: Path) -> None:
     if module is None or module.origin is None or "def read_spec(" not in Path(module.origin).read_text():
         raise CheckpointError(f"{config.origin}: model_type {model_type!r} is not supported", param="model_type")
     read_generation_defaults(directory)
-
-
-def read_template(path: str) -> str:
-    """The text of a chat template file. Raises ConfigError when it cannot be read."""
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"chat template {path} cannot be read: {reason}", param="chat_template") from error

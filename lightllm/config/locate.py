@@ -1,4 +1,5 @@
-"""Which directory a model name means: a directory, a hub name, or the bundled demo model."""
+"""Which directory or file a name means: a model (a directory, a hub name, the bundled demo), a tokenizer, a chat
+template."""
 
 from __future__ import annotations
 
@@ -33,6 +34,15 @@ def find_tokenizer(name: str | None, model: Path) -> Path:
     if not path.is_dir():
         raise ConfigError(f"tokenizer {name} is no directory", param="tokenizer")
     return path.resolve()
+
+
+def read_template(path: str) -> str:
+    """The text of a chat template file. Raises ConfigError when it cannot be read."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"chat template {path} cannot be read: {reason}", param="chat_template") from error
 
 
 def model_name(name: str | None) -> str:

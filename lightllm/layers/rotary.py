@@ -25,6 +25,7 @@ _KEYS = {
         "factor",
         "original_max_position_embeddings",
         "attention_factor",
+        "attn_factor",
         "beta_fast",
         "beta_slow",
         "mscale",
@@ -33,7 +34,7 @@ _KEYS = {
     ),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-_OPTIONAL = {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+_OPTIONAL = {"attention_factor", "attn_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
 _ALSO_ALLOWED = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 
 
@@ -183,7 +184,11 @@ def _yarn(plain: Tensor, config: RopeConfig) -> Tensor:
 
 
 def _yarn_attention_factor(config: RopeConfig) -> float:
-    """What cos and sin are multiplied by (YaRN, section 3.4); DeepSeek's mscale pair overrides the default."""
+    """What cos and sin are multiplied by (YaRN, section 3.4); DeepSeek's mscale pair overrides the default.
+
+    `attn_factor` scales the default, as in YaRN's own code and vLLM; Transformers does not know it. The Qwen3 that
+    DeepSeek R1 was distilled into is published with it, to make the whole 1.
+    """
     values = config.values
     if values.get("attention_factor") is not None:
         return float(values["attention_factor"])
@@ -193,4 +198,4 @@ def _yarn_attention_factor(config: RopeConfig) -> float:
 
     if values.get("mscale") and values.get("mscale_all_dim"):
         return magnitude(values["mscale"]) / magnitude(values["mscale_all_dim"])
-    return magnitude(1.0)
+    return magnitude(1.0) * float(values.get("attn_factor", 1.0))

@@ -20,7 +20,8 @@ _HARMLESS_TEXT = """
     pad_token_id prefix pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty
     resid_pdrop return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
     temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache vocab_file
+    transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache
+    vocab_file
 """
 _HARMLESS = frozenset(_HARMLESS_TEXT.split())
 """Keys that do not change what a causal decoder computes."""

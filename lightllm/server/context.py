@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from starlette.requests import Request
 
-from lightllm.errors import ConfigError
+from lightllm.config.locate import read_template
 from lightllm.text.chat import ChatTemplate
 from lightllm.text.parsers import OutputParser, create_parser, detect
 from lightllm.workers.frontend import Frontend
@@ -38,7 +37,7 @@ class Context:
         """
         tokenizer = frontend.tokenizer
         path = frontend.settings.model.chat_template
-        source = tokenizer.chat_templates if path is None else _read_template(Path(path).expanduser())
+        source = tokenizer.chat_templates if path is None else read_template(path)
         template = ChatTemplate(source, tokenizer.special_tokens)
         tool, reasoning = detect(template.source)
         return cls(frontend, template, tool, reasoning, exposition or _own_exposition(frontend))
@@ -51,13 +50,6 @@ class Context:
 def context_of(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
-
-
-def _read_template(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"the chat template {path} cannot be read: {error}", param="chat_template") from error
 
 
 def _own_exposition(frontend: Frontend) -> Exposition | None:

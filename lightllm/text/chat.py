@@ -126,12 +126,15 @@ def read_traits(source: str) -> TemplateTraits:
     """Read from a template's text what messages it can take; heuristic, like that of other servers."""
     # `content` reached by dot or key, or a variable named content, directly after `in` of a for tag
     loops = re.search(r"{%-?\s*for\s+\w+\s+in\s+(?:[\w.\[\]'\"-]*[.\['\"])?content['\"\]]*[\s|%-]", source)
+    printed = re.search(r"[.'\"]arguments['\"\]]*\s*(?:[+~]|-?}})", source)  # not through a filter, and never tested
+    shaped = re.search(r"arguments['\"\]]*\s*(?:\||\.items|is\s+(?:not\s+)?(?:string|mapping))", source)
     return TemplateTraits(
         roles=frozenset(re.findall(r"['\"]([A-Za-z][\w-]*)['\"]", source)),
         knows_developer=re.search(r"['\"]developer['\"]", source) is not None,
         iterates_parts=loops is not None,
         takes_string_content=re.search(r"content['\"\]]*\s+is\s+(?:not\s+)?string", source) is not None or not loops,
         takes_string_arguments=re.search(r"arguments['\"\]]*\s+is\s+(?:not\s+)?string", source) is not None,
+        prints_arguments=printed is not None and shaped is None,
         tests_none_content=re.search(r"content['\"\]]*\s+is\s+(?:not\s+)?none", source) is not None,
     )
 

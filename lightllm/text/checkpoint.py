@@ -3,6 +3,7 @@
     tokenizer.json               required; read by `tokenizers`, not here
     tokenizer_config.json        names of special tokens, added tokens, chat template
     special_tokens_map.json      names of special tokens in older checkpoints
+    added_tokens.json            added tokens of older checkpoints
     generation_config.json       further ids that end a sequence
     chat_template.jinja          chat template of newer checkpoints; wins over tokenizer_config.json
     additional_chat_templates/   named templates, one *.jinja each
@@ -32,11 +33,13 @@ class TextFiles:
     """What a directory says about its tokenizer beside tokenizer.json.
 
     added_tokens: tokens with ids of their own, by ascending id
+    older_tokens: the same of an older checkpoint, where they count only if tokenizer.json lacks them
     named_tokens: `bos_token` and the like
     extra_tokens: special tokens without a name
     """
 
     added_tokens: tuple[AddedToken, ...] = ()
+    older_tokens: tuple[AddedToken, ...] = ()
     named_tokens: dict[str, AddedToken] = field(default_factory=dict)
     extra_tokens: tuple[AddedToken, ...] = ()
     chat_templates: dict[str, str] = field(default_factory=dict)
@@ -55,14 +58,16 @@ def read_text_files(directory: Path) -> TextFiles:
             "lightllm reads the Hugging Face `tokenizers` format, so convert the model's tokenizer first"
         )
     config = _read_json(directory / "tokenizer_config.json")
-    added = _added_tokens(directory, config)
-    if "added_tokens_decoder" not in config:
+    older = "added_tokens_decoder" not in config
+    if older:
         config = config | _read_json(directory / "special_tokens_map.json")
-    known = {token.content: token for token in added}
+    named, extra = _named_tokens(directory, config), _extra_tokens(directory, config)
+    special = {token.content for token in (*named.values(), *extra)}
     return TextFiles(
-        added_tokens=added,
-        named_tokens=_named_tokens(directory, config, known),
-        extra_tokens=_extra_tokens(directory, config, known),
+        added_tokens=_added_tokens(directory, config),
+        older_tokens=_older_tokens(directory / "added_tokens.json", special) if older else (),
+        named_tokens=named,
+        extra_tokens=extra,
         chat_templates=_chat_templates(directory, config),
         generation_eos_ids=_generation_eos_ids(directory),
         split_special_tokens=bool(config.get("split_special_tokens", False)),
@@ -91,31 +96,37 @@ def _added_tokens(directory: Path, config: dict[str, Any]) -> tuple[AddedToken, 
         raise CheckpointError(f"{path}: added_tokens_decoder maps ids to token objects; {error}") from error
 
 
-def _named_tokens(directory: Path, config: dict[str, Any], known: dict[str, AddedToken]) -> dict[str, AddedToken]:
+def _older_tokens(path: Path, special: set[str]) -> tuple[AddedToken, ...]:
+    ids = _read_json(path)
+    if not all(isinstance(token_id, int) for token_id in ids.values()):
+        raise CheckpointError(f"{path} must map tokens to their ids")
+    contents = sorted(ids, key=lambda content: int(ids[content]))
+    return tuple(AddedToken(content, special=content in special) for content in contents)
+
+
+def _named_tokens(directory: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
     """`bos_token` and the like, and the model's own (`image_token`), standard names first."""
     own = [key for key in config if key.endswith("_token") and key not in STANDARD_NAMES]
     own = [key for key in own if isinstance(config[key], str | dict)]
     values = {key: config[key] for key in (*STANDARD_NAMES, *own) if config.get(key) is not None}
     if isinstance(config.get("extra_special_tokens"), dict):
         values |= config["extra_special_tokens"]
-    return {key: _special(directory, key, value, known) for key, value in values.items()}
+    return {key: _special(directory, key, value) for key, value in values.items()}
 
 
-def _extra_tokens(directory: Path, config: dict[str, Any], known: dict[str, AddedToken]) -> tuple[AddedToken, ...]:
+def _extra_tokens(directory: Path, config: dict[str, Any]) -> tuple[AddedToken, ...]:
     values = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if isinstance(values, dict):
         return ()
     if not isinstance(values, list):
         raise CheckpointError(f"{directory}: extra_special_tokens must be a list, not {type(values).__name__}")
-    return tuple(_special(directory, "extra_special_tokens", value, known) for value in values)
+    return tuple(_special(directory, "extra_special_tokens", value) for value in values)
 
 
-def _special(directory: Path, key: str, value: Any, known: dict[str, AddedToken]) -> AddedToken:
+def _special(directory: Path, key: str, value: Any) -> AddedToken:
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str):
         raise CheckpointError(f"{directory}: {key} must be a string or a token object, not {value!r}")
-    if content in known:
-        return known[content]
     if isinstance(value, dict):
         return _token({**value, "special": True})
     return AddedToken(content, special=True, normalized=False)

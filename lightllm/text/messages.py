@@ -8,6 +8,7 @@ InvalidRequest that names its place, as in `messages[2].content`. This module kn
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ class TemplateTraits:
     iterates_parts: it loops over the parts of a content
     takes_string_content: it can print a content that is a string
     takes_string_arguments: it tests whether a call's arguments are a string
+    prints_arguments: it prints a call's arguments as they are, so they must be text
     tests_none_content: it tests whether a content is none, so a null must reach it
     """
 
@@ -40,6 +42,7 @@ class TemplateTraits:
     iterates_parts: bool = False
     takes_string_content: bool = True
     takes_string_arguments: bool = False
+    prints_arguments: bool = False
     tests_none_content: bool = False
 
 
@@ -145,9 +148,9 @@ def _tool_call(call: Any, place: str, traits: TemplateTraits) -> dict[str, Any]:
 
 
 def _arguments(arguments: Any, place: str, traits: TemplateTraits) -> Any:
-    """Arguments as an object; most templates print them with `tojson`."""
+    """Arguments as an object, which most templates print with `tojson`, or as JSON text for those that do not."""
     if arguments is None or arguments == "":
-        return {}
+        arguments = {}
     parsed = arguments
     if isinstance(arguments, str):
         try:
@@ -158,6 +161,8 @@ def _arguments(arguments: Any, place: str, traits: TemplateTraits) -> Any:
             raise InvalidRequest(f"{place} is not valid JSON: {error}", param=place) from None
     if not isinstance(parsed, dict):
         raise _wrong(place, "an object, or a string that holds a JSON object", parsed)
+    if traits.prints_arguments:
+        return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return parsed
 
 

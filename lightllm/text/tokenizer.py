@@ -204,10 +204,19 @@ class Tokenizer:
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, files: TextFiles) -> None:
-    """Add what tokenizer_config.json names and tokenizer.json lacks, in the order of Transformers."""
-    present = {repr(token) for token in backend.get_added_tokens_decoder().values()}
-    backend.add_tokens([token for token in files.added_tokens if repr(token) not in present])
-    backend.add_special_tokens([*files.named_tokens.values(), *files.extra_tokens])
+    """Add what tokenizer_config.json names and tokenizer.json lacks, in the order of Transformers.
+
+    A token that is there already is found in a text as before, whatever stands beside its name; a name of its own, as
+    `eos_token`, makes it special.
+    """
+    present = backend.get_added_tokens_decoder().values()
+    unchanged = {repr(token) for token in present}
+    known = {token.content: token for token in (*files.older_tokens, *present, *files.added_tokens)}
+    for token in files.named_tokens.values():
+        known.setdefault(token.content, token).special = True
+    for token in files.extra_tokens:
+        known.setdefault(token.content, token)
+    backend.add_tokens([token for token in known.values() if repr(token) not in unchanged])
 
 
 def _refuse_text(text: object, name: str) -> None:

@@ -111,8 +111,8 @@ class Vocabulary:
         contents: list[str | None] = [None] * size
         for entry, token_id in entries.items():
             contents[token_id] = entry
-        for token_id, token in added.items():
-            contents[token_id] = token.content
+        for token_id in added:  # a normalizer may have changed an added token, and `tokenizers` decodes what it made
+            contents[token_id] = backend.id_to_token(token_id)
         specials = frozenset(token_id for token_id, token in added.items() if token.special)
         section = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else None
         return cls(contents, specials, recognise_decoder(section))

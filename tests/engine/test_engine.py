@@ -15,7 +15,7 @@ import torch
 
 from lightllm import LLM, LightLLMError, SamplingParams
 from lightllm.engine import runner
-from lightllm.errors import ContextLengthExceeded, EngineError, InvalidRequest
+from lightllm.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, top_k=40, seed=11, max_tokens=12, ignore_eos=True)
 
@@ -266,3 +266,15 @@ def test_mistakes_name_the_limit_and_the_value(
 def test_parameters_must_match_the_prompts(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="2 sampling parameters for 1 prompts"):
         llm.generate([ids(3)], [SAMPLED, SAMPLED], progress=False)
+
+
+def test_a_chat_template_file_is_found_as_the_server_finds_it(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.jinja").write_text("§ {{ messages[0].content }}", encoding="utf-8")
+    with LLM(str(tiny_llama), chat_template="~/own.jinja") as llm:
+        output = llm.chat([{"role": "user", "content": "Hi"}], SamplingParams(max_tokens=1))[0]
+        assert output.prompt == "§ Hi"
+    with LLM(str(tiny_llama), chat_template="~/other.jinja") as llm, pytest.raises(ConfigError, match=r"other\.jinja"):
+        llm.chat([{"role": "user", "content": "Hi"}])

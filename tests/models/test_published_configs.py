@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lightllm.errors import CheckpointError
+from lightllm.layers.rotary import inverse_frequencies
 from lightllm.models.config_reader import ConfigReader
 from lightllm.models.registry import read_model_spec
 
@@ -170,6 +171,17 @@ PUBLISHED["smollm2"] = PUBLISHED["llama2"] | {
     "rope_interleaved": False,
     "rope_theta": 130000,
     "max_position_embeddings": 8192,
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+}
+PUBLISHED["deepseek_r1_qwen3"] = PUBLISHED["qwen3"] | {
+    "max_position_embeddings": 131072,
+    "max_window_layers": 36,
+    "rope_scaling": {
+        "attn_factor": 0.8782488562869419,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32768,
+        "rope_type": "yarn",
+    },
 }
 CONTEXTS = {
     "llama2": (4096, "default"),
@@ -179,6 +191,7 @@ CONTEXTS = {
     "qwen3": (40960, "default"),
     "yi": (4096, "default"),
     "smollm2": (8192, "default"),
+    "deepseek_r1_qwen3": (131072, "yarn"),
 }
 
 
@@ -187,6 +200,12 @@ def test_published_configs(name: str) -> None:
     spec = read_model_spec(ConfigReader(PUBLISHED[name]))
     assert (spec.longest_context, spec.rope.kind) == CONTEXTS[name]
     assert spec.num_q_heads * spec.head_dim in (spec.hidden_size, 2 * spec.hidden_size)
+
+
+def test_yarn_whose_default_attention_factor_is_scaled() -> None:
+    assert inverse_frequencies(read_model_spec(ConfigReader(PUBLISHED["qwen25"])).rope)[1] == pytest.approx(1.138629)
+    spec = read_model_spec(ConfigReader(PUBLISHED["deepseek_r1_qwen3"]))
+    assert inverse_frequencies(spec.rope)[1] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("key", ["use_mrope", "rope_interleaved"])

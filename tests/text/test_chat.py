@@ -218,6 +218,46 @@ def test_roles_arguments_and_reasoning() -> None:
     assert normalised({"role": "assistant", "tool_calls": [CALL]}, none_test)["content"] is None
 
 
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "{{ '```json\n' + call['function']['arguments'] + '\n```' }}",
+        "{{- call.function.arguments -}}",
+        "{{ call.function['name'] ~ call.function['arguments'] ~ eos_token }}",
+    ],
+)
+def test_arguments_that_a_template_prints_as_they_are_stay_text(printed: str, directories: dict[str, Path]) -> None:
+    """As the templates of DeepSeek R1, which its distilled Llama and Qwen models carry, are made for."""
+    source = f"{{% for m in messages %}}{{% for call in m.tool_calls %}}{printed}{{% endfor %}}{{% endfor %}}"
+    text = '{"city":"Köln",  "days": 2}'
+    function = {"name": "weather", "arguments": text}
+    chat = [CHATS["calls"][0], {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}]
+    expected = transformers_prompt(directories["byte_level"], source, chat)
+    assert text in expected
+    template = ChatTemplate(source, SPECIAL)
+    assert template.render(chat, add_generation_prompt=False) == expected
+    spaced = '{"city": "Köln", "days": 2}'
+    function["arguments"] = json.loads(text)
+    assert template.render(chat, add_generation_prompt=False) == expected.replace(text, spaced)
+    function["arguments"] = ""
+    assert template.render(chat, add_generation_prompt=False) == expected.replace(text, "{}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ '{\"arguments\": ' + call.arguments | tojson }}",
+        "{% for key, value in call.arguments | items %}{% endfor %}{{ '<arguments>' + x }}",
+        "{% if call.arguments is mapping %}{{ call.arguments | tojson }}{% else %}{{ call.arguments }}{% endif %}",
+        "{% set arguments = call.arguments %}{{ arguments | tojson }}",
+        "{{ call.function | tojson }}",
+    ],
+)
+def test_other_templates_get_arguments_as_objects(source: str) -> None:
+    message = normalised({"role": "assistant", "tool_calls": [CALL]}, source)
+    assert message["tool_calls"][0]["function"]["arguments"] == {"city": "Köln"}
+
+
 def test_fields_keep_their_order() -> None:
     """Templates may print a message as JSON."""
     fields = ["role", "content", "name", "tool_call_id"]

@@ -8,7 +8,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
+from lightllm.text.checkpoint import TextFiles
 from lightllm.text.detokenizer import Detokenizer
 from lightllm.text.tokenizer import Tokenizer
 
@@ -78,6 +80,19 @@ def test_llama2_space_after_a_prompt(tokenizers: dict[str, Tokenizer]) -> None:
     assert Detokenizer(tokenizer, ids).push(ids) == " hello"
     assert Detokenizer(tokenizer, [tokenizer.bos_id or 1]).push(ids) == "hello"
     assert Detokenizer(tokenizer, [tokenizer.bos_id or 1], skip_special_tokens=False).push(ids) == " hello"
+
+
+@pytest.mark.parametrize("kind", ["sentence_piece", "gemma"])
+def test_an_added_token_that_is_normalised_keeps_its_space(kind: str) -> None:
+    """Llama 2 finds it with the space before it, which then belongs to the token."""
+    backend = BUILDERS[kind]()
+    backend.add_tokens([AddedToken("<tool_call>"), AddedToken("two words")])
+    tokenizer = Tokenizer(backend, TextFiles())
+    text = "hello <tool_call>hello two words"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert {tokenizer.vocab_size - 2, tokenizer.vocab_size - 1} < set(ids)
+    pieces = stream(Detokenizer(tokenizer), ids, range(len(ids)))
+    assert "".join(pieces) == tokenizer.decode(ids) == text
 
 
 def test_bytes_of_one_character_arrive_one_by_one(tokenizers: dict[str, Tokenizer]) -> None:

@@ -128,6 +128,63 @@ def test_tokens_that_only_the_config_names_are_added(tmp_path: Path) -> None:
     assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True)
 
 
+def test_added_tokens_of_old_checkpoints(tmp_path: Path) -> None:
+    """tokenizer.json wins where it has them, too."""
+    from transformers import PreTrainedTokenizerFast
+
+    save(byte_level(), tmp_path)
+    added = {"<tool_call>": 420, "<|older|>": 423, "two words": 424, "<pad>": 422}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}')
+    ours, theirs = Tokenizer.load(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = "a<|older|>b two words <tool_call><pad>"
+    ids = theirs.encode(text, add_special_tokens=False)
+    assert ours.encode(text, add_special_tokens=False) == ids
+    assert set(added.values()) < set(ids)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "a<|older|>b two words <tool_call>"
+    assert ours.pad_id == theirs.pad_token_id == 422
+
+
+@pytest.mark.parametrize("home", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_flags_beside_a_name_do_not_change_a_token_that_is_there(tmp_path: Path, home: str) -> None:
+    """As in old checkpoints of Llama: tokenizer.json, which is the truth, finds `<s>` before it normalises."""
+    from transformers import PreTrainedTokenizerFast
+
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    names = {"bos_token": {"content": "<s>", **flags}, "eos_token": {"content": "</s>", **flags}}
+    save(sentence_piece(), tmp_path)
+    if home == "tokenizer_config.json":
+        names = {name: {"__type": "AddedToken", **token} for name, token in names.items()}
+    (tmp_path / home).write_text(json.dumps(names))
+    ours, theirs = Tokenizer.load(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = "<s>[INST] hello [/INST] world </s><s>[INST] there"
+    ids = theirs.encode(text, add_special_tokens=False)
+    assert ours.encode(text, add_special_tokens=False) == ids
+    assert ids.count(1) == 2 and ids.count(2) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "hidden"),
+    [
+        ({"extra_special_tokens": ["<tool_call>"]}, False),
+        ({"additional_special_tokens": ["<tool_call>"]}, False),
+        ({"pad_token": "<tool_call>"}, True),
+        ({}, False),
+    ],
+)
+def test_a_token_that_is_there_is_hidden_only_for_a_name_of_its_own(
+    tmp_path: Path, config: dict[str, Any], hidden: bool
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    save(byte_level(), tmp_path, **config)
+    ours, theirs = Tokenizer.load(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ids = ours.encode("so <tool_call>{}", add_special_tokens=False)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ours.decode(ids) == ("so {}" if hidden else "so <tool_call>{}")
+    assert (ours.token_to_id("<tool_call>") in ours.special_ids) == hidden
+
+
 @pytest.mark.parametrize("kind", ["word_piece", "byte_level"])
 def test_cleaning_up_spaces_is_left_to_transformers_rules(tmp_path: Path, kind: str) -> None:
     from transformers import PreTrainedTokenizerFast
@@ -212,6 +269,7 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         ("tokenizer_config.json", '{"chat_template": 3}'),
         ("generation_config.json", '{"eos_token_id": "two"}'),
         ("special_tokens_map.json", '{"bos_token": []}'),
+        ("added_tokens.json", '{"<a>": "7"}'),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, name: str, content: str) -> None:
