@@ -47,9 +47,10 @@ async def chat_completions(request: Request) -> Response | EventStream:
     body = await read_object(request)
     refuse(body, refusals.CHAT)
     chat = convert(body, ChatCompletionRequest)
-    model = check_model(context.frontend, chat.model)
-    check_stream(chat)
-    with in_terms_of(_names(chat)):
+    terms = terms_of(chat)
+    with context.frontend.tally.refusals(terms.tenant), in_terms_of(_names(chat)):
+        model = check_model(context.frontend, chat.model)
+        check_stream(chat)
         params = _params(context, chat)
         tools = choose_tools(chat.tools, chat.tool_choice, context.tool_parser)
         context.frontend.check_available()
@@ -63,7 +64,7 @@ async def chat_completions(request: Request) -> Response | EventStream:
             add_special_tokens=bool(chat.add_special_tokens),
         )
         check_prompt_logprobs(params, [len(prompt.token_ids)], context.frontend.vocab_size)
-        generation = context.frontend.generate([prompt.token_ids], params, terms=terms_of(chat))
+        generation = context.frontend.generate([prompt.token_ids], params, terms=terms)
     answer = _Answer.begin(context, chat, model, prompt, generation, uses_tools=tools is not None)
     if chat.stream:
         return EventStream(answer.events(), generation)

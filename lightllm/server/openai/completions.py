@@ -40,18 +40,16 @@ async def completions(request: Request) -> Response | EventStream:
     body = await read_object(request)
     refuse(body, refusals.COMPLETIONS)
     completion = convert(body, CompletionRequest)
-    model = check_model(context.frontend, completion.model)
-    check_stream(completion)
-    params = _params(context, completion)
-    context.frontend.check_available()
-    context.frontend.check_room(count_prompts(completion.prompt) * params.n)
-    prompts = await read_prompts(context.frontend, completion.prompt, completion.add_special_tokens is not False)
-    check_prompt_logprobs(params, [len(ids) for ids, _ in prompts], context.frontend.vocab_size)
-    generation = context.frontend.generate(
-        [ids for ids, _ in prompts],
-        params,
-        terms=terms_of(completion),
-    )
+    terms = terms_of(completion)
+    with context.frontend.tally.refusals(terms.tenant):
+        model = check_model(context.frontend, completion.model)
+        check_stream(completion)
+        params = _params(context, completion)
+        context.frontend.check_available()
+        context.frontend.check_room(count_prompts(completion.prompt) * params.n)
+        prompts = await read_prompts(context.frontend, completion.prompt, completion.add_special_tokens is not False)
+        check_prompt_logprobs(params, [len(ids) for ids, _ in prompts], context.frontend.vocab_size)
+        generation = context.frontend.generate([ids for ids, _ in prompts], params, terms=terms)
     answer = _Answer.begin(context, completion, model, prompts, generation)
     if completion.stream:
         return EventStream(answer.events(), generation)
