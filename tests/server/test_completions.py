@@ -113,6 +113,22 @@ def test_offsets_count_special_tokens_of_an_echo(http: httpx.Client, server: Liv
         assert all(fits[1:]), (special, found["tokens"], found["text_offset"])
 
 
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_ids_that_no_token_has_give_an_echo_no_text(
+    http: httpx.Client, server: LiveServer, logprobs: int | None
+) -> None:
+    body = {"echo": True, "logprobs": logprobs, "max_tokens": 2, "seed": 1}
+    ids = server.engine.tokenizer.encode("one two", add_special_tokens=False)
+    padded = http.post("/v1/completions", json={**body, "prompt": [ids[0], 599, *ids[1:]]})  # the model has 600
+    plain = http.post("/v1/completions", json={**body, "prompt": ids})
+    assert padded.status_code == 200, padded.text
+    shown, usual = padded.json()["choices"][0], plain.json()["choices"][0]
+    assert shown["text"] == usual["text"]
+    if logprobs is not None:
+        offsets = usual["logprobs"]["text_offset"]
+        assert shown["logprobs"]["text_offset"] == [offsets[0], offsets[1], *offsets[1:]]
+
+
 def test_prompt_logprobs_beside_an_echo(http: httpx.Client) -> None:
     body = {"prompt": [20, 21], "echo": True, "logprobs": 2, "prompt_logprobs": 1, "max_tokens": 1}
     choice = http.post("/v1/completions", json=body).json()["choices"][0]

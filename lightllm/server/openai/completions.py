@@ -30,6 +30,7 @@ from lightllm.server.openai.sampling import (
 from lightllm.server.openai.schemas import CompletionRequest
 from lightllm.server.openai.usage import usage_of, wants_usage
 from lightllm.server.streaming import EventStream, client_gone, event, json_response, watch
+from lightllm.text.tokenizer import Tokenizer
 from lightllm.workers.generation import Generation
 
 DEFAULT_MAX_TOKENS = 16
@@ -141,7 +142,7 @@ class _Answer:
         hides = request.skip_special_tokens is not False
         writers: list[_ChoiceWriter] = []
         for ids, text in prompts:
-            echo = (tokenizer.decode(ids, hides) if text is None else text) if request.echo else None
+            echo = (_decode(tokenizer, ids, hides) if text is None else text) if request.echo else None
             for _ in range(generation.n):
                 top = request.logprobs
                 logprobs = None if top is None else CompletionLogprobsWriter(names, top, hides)
@@ -182,6 +183,11 @@ class _Answer:
             return UNSET
         num_top = None if wanted == WHOLE_VOCABULARY else wanted
         return prompt_logprobs(writer.prompt, writer.prompt_found, num_top, self.names)
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int], hides_special: bool) -> str:
+    """The text of a prompt; ids that no token has (a model's padding rows) give none, as in an output."""
+    return tokenizer.decode([token_id for token_id in ids if token_id in tokenizer.vocabulary], hides_special)
 
 
 def _join(parts: list[CompletionChoice]) -> CompletionChoice:
