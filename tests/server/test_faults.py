@@ -125,6 +125,8 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "effort": (CHAT, {"messages": HELLO, "reasoning_effort": "extreme"}, "reasoning_effort", "extreme"),
     "priority": (TEXT, {"prompt": "a", "priority": 10**30}, "priority", "priority must be an integer <= 2147483647"),
     "salt": (TEXT, {"prompt": "a", "cache_salt": "a" * 257}, "cache_salt", "a string of length <= 256"),
+    "too many entries of all choices": (TEXT, {"prompt": [5] * 1000, "prompt_logprobs": -1, "n": 8, "max_tokens": 1},
+                                        "prompt_logprobs", "asks for 4800000 entries in all, at most 4194304"),
     "too many entries": (TEXT, {"prompt": [[5] * 1000] * 8, "prompt_logprobs": -1, "max_tokens": 1}, "prompt_logprobs",
                          "asks for 4800000 entries in all, at most 4194304"),
     "no prompt": (TEXT, {}, "prompt", "prompt is required"),

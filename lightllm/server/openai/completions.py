@@ -22,8 +22,8 @@ from lightllm.server.openai.objects import Completion, CompletionChoice, PromptL
 from lightllm.server.openai.prompts import count_prompts, read_prompts
 from lightllm.server.openai.sampling import (
     check_model,
-    check_prompt_logprobs,
     check_stream,
+    count_prompt_entries,
     sampling_params,
     terms_of,
 )
@@ -49,15 +49,17 @@ async def completions(request: Request) -> Response | EventStream:
         context.frontend.check_available()
         context.frontend.check_room(count_prompts(completion.prompt) * params.n)
         prompts = await read_prompts(context.frontend, completion.prompt, completion.add_special_tokens is not False)
-        check_prompt_logprobs(params, [len(ids) for ids, _ in prompts], context.frontend.vocab_size)
+        num_entries = count_prompt_entries(params, [len(ids) for ids, _ in prompts], context.frontend.vocab_size)
         generation = context.frontend.generate([ids for ids, _ in prompts], params, terms=terms)
     answer = _Answer.begin(context, completion, model, prompts, generation)
     if completion.stream:
         return EventStream(answer.events(), generation)
     with generation:
         async with watch(request.receive, generation):
-            whole = await answer.whole()
-        return client_gone() if generation.closed else json_response(whole)
+            parts = await answer.collect()
+        if generation.closed:
+            return client_gone()
+        return await context.frontend.offload(num_entries, answer.respond, parts)
 
 
 def _params(context: Context, completion: CompletionRequest) -> SamplingParams:
@@ -149,19 +151,21 @@ class _Answer:
                 writers.append(_ChoiceWriter(len(writers), ids, echo, logprobs))
         return cls(generation, writers, request, names, f"cmpl-{uuid.uuid4().hex}", int(time.time()), model)
 
-    async def whole(self) -> Completion | None:
-        """The answer as one object; None if the client left."""
+    async def collect(self) -> list[list[CompletionChoice]]:
+        """The chunks of each choice."""
         parts: list[list[CompletionChoice]] = [[] for _ in self.writers]
         async for index, output in self.generation:
             chunk = self.writers[index].push(output)
             if chunk is not None:
                 parts[index].append(chunk)
-        if self.generation.closed:
-            return None
+        return parts
+
+    def respond(self, parts: list[list[CompletionChoice]]) -> Response:
+        """The answer as one object, from the chunks of each choice."""
         choices = [_join(part) for part in parts]
         for choice, writer in zip(choices, self.writers, strict=True):
             choice.prompt_logprobs = self._prompt_logprobs(writer)
-        return self._completion(choices, usage_of(self.generation))
+        return json_response(self._completion(choices, usage_of(self.generation)))
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as a stream; choices interleave."""
