@@ -222,6 +222,7 @@ def test_a_burst_of_three_times_the_memory(tmp_path: Path) -> None:
         for stream in (False, True):
             refused = httpx.post(f"{server.url}/v1/completions", json={**call, "stream": stream})
             assert refused.status_code == 400 and "tpot_target of 1e-06 s cannot be met" in refused.text
+            assert refused.json()["error"]["param"] == "tpot_target"
         assert server.metric('lightllm_requests_refused_total{reason="invalid_request"}') == 2
     finally:
         server.process.terminate()

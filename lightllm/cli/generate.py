@@ -54,21 +54,25 @@ def read_prompts(flags: GenerateFlags) -> list[Any]:
     """Prompts from flags, a file or standard input: texts, or lists of chat messages. Raises ConfigError for none."""
     prompts: list[Any] = list(flags.prompt)
     if flags.prompts_file is not None:
-        prompts += [_parse_line(line) for line in _read_lines(flags.prompts_file)]
+        prompts += [_parse_line(line) for line in _lines(_read(flags.prompts_file))]
     elif not prompts and not sys.stdin.isatty():
-        prompts = [_parse_line(line) for line in sys.stdin.read().splitlines() if line.strip()]
+        prompts = [_parse_line(line) for line in _lines(sys.stdin.read())]
     if not prompts:
         raise ConfigError("no prompt: give --prompt TEXT, --prompts-file FILE, or lines on standard input")
     return prompts
 
 
-def _read_lines(path: str) -> list[str]:
+def _read(path: str) -> str:
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"prompts file {path} cannot be read: {reason}", param="prompts_file") from error
-    return [line for line in text.splitlines() if line.strip()]
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with something in them. Only line feeds end one: a prompt may hold any other separator of Unicode."""
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def _parse_line(line: str) -> Any:

@@ -162,7 +162,7 @@ REQUESTS_FINISHED = _counter(
 )
 REQUESTS_REFUSED = _counter(
     "requests_refused",
-    "Requests refused before they ran, by error code.",
+    "Well-formed requests refused before they ran, by error code.",
     "requests",
     Label("reason", _error_codes()),
     sparse=True,

@@ -112,8 +112,12 @@ class TopLogprobs(Message, frozen=True):
         return list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
+ErrorParts = tuple[str, ...]
+"""An error on its way: code, message and, if it has one, the field at fault; `error_from_code` takes them."""
+
+
 class TokenOutput(Message, frozen=True):
-    """What one step gave one request. `finish` marks the terminal message; `error` is (code, message).
+    """What one step gave one request. `finish` marks the terminal message; `error` says why it failed.
 
     `prompt_logprobs` arrive in pieces, in order; its first entry for position 0 is None.
     """
@@ -125,7 +129,7 @@ class TokenOutput(Message, frozen=True):
     stop_token: int | None = None
     cached_tokens: int = 0
     prompt_logprobs: tuple[TopLogprobs | None, ...] = ()
-    error: tuple[str, str] | None = None
+    error: ErrorParts | None = None
 
 
 class TokenBatch(Message, tag="tokens", frozen=True):
@@ -151,7 +155,7 @@ class TextOutput(Message, frozen=True):
     stop_reason: str | int | None = None
     cached_tokens: int = 0
     prompt_logprobs: tuple[TopLogprobs | None, ...] = ()
-    error: tuple[str, str] | None = None
+    error: ErrorParts | None = None
 
 
 class TextBatch(Message, tag="text", frozen=True):

@@ -62,6 +62,8 @@ class Completion:
         spoken = [TokenOutput(number, (token,), (), None, None, hit) for number, token, hit in given]
         for request, position, output in zip(requests, valued.tolist(), spoken, strict=True):
             request.buffer[position] = output.token_ids[0]
+        for place in np.flatnonzero(valued == lengths.prompt[indices]).tolist():
+            self._roster.begin_output(requests[place], now)
         for place in np.flatnonzero(may_end).tolist():
             request, (token,) = requests[place], spoken[place].token_ids
             spoken[place] = self._say(request, (token,), *self._end_after(request, token), now=now)
@@ -103,6 +105,8 @@ class Completion:
         stop_token: int | None = None
         taken: list[int] = []
         for token in tokens:
+            if request.valued_len == request.prompt_len:
+                self._roster.begin_output(request, now)
             request.append(token)
             taken.append(token)
             self._policy.on_tokens([request], now)

@@ -52,6 +52,7 @@ class Request:
     __slots__ = (
         "_lengths",
         "arrival",
+        "begun_at",
         "buffer",
         "index",
         "max_len",
@@ -76,6 +77,8 @@ class Request:
         self.serial = serial
         self.tenant = tenant
         self.arrival = submit.arrival
+        self.begun_at: float | None = None
+        """When it first ran."""
         self.prompt_len = len(prompt)
         self.max_len = len(prompt) + submit.max_tokens
         self.buffer: Tokens = np.empty(self.max_len, np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -37,7 +38,9 @@ class TenantCounters:
 class Counters:
     """What the scheduler has done since it began; plain integers, read by metrics and tests.
 
-    `tenants` is by name: those named in the settings, and `OTHER` for all the rest.
+    `tenants` is by name: those named in the settings, and `OTHER` for all the rest. Of the requests that began to run
+    last, at most a thousand, `queue_seconds` says how long they had waited, `prefill_seconds` how long their first
+    token then took; whoever reads them clears them.
     """
 
     __slots__ = (
@@ -46,7 +49,9 @@ class Counters:
         "num_preemptions",
         "num_refused",
         "num_steps",
+        "prefill_seconds",
         "queried_tokens",
+        "queue_seconds",
         "recomputed_tokens",
         "tenants",
     )
@@ -59,6 +64,8 @@ class Counters:
         self.queried_tokens = 0
         self.hit_tokens = 0
         self.recomputed_tokens = 0
+        self.queue_seconds: deque[float] = deque(maxlen=1000)
+        self.prefill_seconds: deque[float] = deque(maxlen=1000)
         self.tenants = {name: TenantCounters() for name in (*tenants, OTHER)}
 
     def tenant(self, name: str) -> TenantCounters:

@@ -69,6 +69,14 @@ class Roster:
         self.counters.on_admit(request)
         if request.num_preemptions == 0:
             request.reused_len = request.matched_len
+        if request.begun_at is None:
+            request.begun_at = now
+            self.counters.queue_seconds.append(now - request.arrival)
+
+    def begin_output(self, request: Request, now: float) -> None:
+        """A running request has its first token."""
+        assert request.begun_at is not None
+        self.counters.prefill_seconds.append(now - request.begun_at)
 
     def preempt(self, request: Request, now: float) -> None:
         """Back to the queue for want of memory."""

@@ -97,11 +97,13 @@ def in_terms_of(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        ours, theirs = error.param or "", names.get(error.param or "")
-        if theirs is None:
+        if error.param is None or error.param not in names:
             raise
-        message = error.message if ours == "prompt" else re.sub(rf"\b{ours}\b", theirs, error.message)
-        raise type(error)(message, param=theirs) from None
+        message = error.message
+        for ours, theirs in names.items():
+            if ours != "prompt":  # there it is a word, not a name
+                message = re.sub(rf"\b{ours}\b", theirs, message)
+        raise type(error)(message, param=names[error.param]) from None
 
 
 def readable(error: msgspec.ValidationError, place: str = "") -> InvalidRequest:

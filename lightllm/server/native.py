@@ -182,11 +182,11 @@ async def _events(tokenizer: Tokenizer, generation: Generation) -> AsyncIterator
 async def _start(request: Request, frontend: Frontend, *, streams: bool) -> tuple[Generation, GenerateParameters]:
     fields = convert(_served(await read_object(request), REFUSED_BESIDE), GenerateRequest)
     parameters = convert(_served(fields.parameters or {}, REFUSED), GenerateParameters, "parameters")
-    params = _params(parameters, frontend.generation_defaults, wants_logprobs=streams or parameters.return_details)
-    if streams and params.n > 1:
-        raise InvalidRequest(f"a stream has 1 choice, but best_of is {params.n}", param="best_of")
     terms = Terms(share_prefix=not parameters.disable_prompt_cache)
-    with in_terms_of({**NAMES, "prompt": "inputs"}):
+    with frontend.tally.refusals(terms.tenant), in_terms_of({**NAMES, "prompt": "inputs"}):
+        params = _params(parameters, frontend.generation_defaults, wants_logprobs=streams or parameters.return_details)
+        if streams and params.n > 1:
+            raise InvalidRequest(f"a stream has 1 choice, but best_of is {params.n}", param="best_of")
         if isinstance(fields.inputs, str):
             ids = await frontend.encode(fields.inputs, parameters.add_special_tokens is not False)
         else:

@@ -24,6 +24,7 @@ from lightllm.protocol.messages import (
     Drain,
     EngineInbox,
     EngineStarted,
+    ErrorParts,
     FinishReason,
     Open,
     TextBatch,
@@ -170,9 +171,9 @@ class DetokenizerLoop:
         self._aborts.clear()
 
 
-def _failure(request_id: int, error: tuple[str, str]) -> TextOutput:
+def _failure(request_id: int, error: ErrorParts) -> TextOutput:
     return TextOutput(request_id, "", finish=FinishReason.ERROR, error=error)
 
 
-def _explain(error: Exception) -> tuple[str, str]:
+def _explain(error: Exception) -> ErrorParts:
     return EngineError.code, f"the tokens of the request could not be turned into text ({type(error).__name__})"

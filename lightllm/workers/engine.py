@@ -291,7 +291,8 @@ def _open(submit: Submit) -> Open:
 
 
 def _failure(request_id: int, error: LightLLMError) -> TokenOutput:
-    return TokenOutput(request_id, finish=FinishReason.ERROR, error=(error.code, error.message))
+    place = () if error.param is None else (error.param,)
+    return TokenOutput(request_id, finish=FinishReason.ERROR, error=(error.code, error.message, *place))
 
 
 def _device_is_lost(error: Exception) -> bool:

@@ -224,9 +224,8 @@ class Frontend:
             ]
             for submit in submits:
                 self._submit(generation, submit)
-        except LightLLMError as error:
+        except LightLLMError:
             generation.close()
-            tally.refused(error.code, terms.tenant)
             raise
         return generation
 

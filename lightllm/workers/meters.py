@@ -50,6 +50,11 @@ class EngineMeters:
         self._step_tokens = metrics.histogram(names.STEP_TOKENS_RUN)
         self._step_seconds = metrics.histogram(names.STEP_DURATION)
         self._scheduler_seconds = metrics.histogram(names.SCHEDULER_SECONDS)
+        counters = scheduler.counters
+        self._latencies = (
+            (counters.queue_seconds, metrics.histogram(names.QUEUE_TIME)),
+            (counters.prefill_seconds, metrics.histogram(names.PREFILL_TIME)),
+        )
         self._totals = {
             "queried_tokens": metrics.counter(names.PREFIX_CACHE_QUERIED),
             "hit_tokens": metrics.counter(names.PREFIX_CACHE_HIT),
@@ -57,7 +62,7 @@ class EngineMeters:
             "num_refused": metrics.counter(names.REQUESTS_REFUSED, reason=Overloaded.code),
         }
         self._refused = metrics.counter(names.REQUESTS_REFUSED, reason=InvalidRequest.code)
-        self._tenants = [_TenantMeters(metrics, name, counts) for name, counts in scheduler.counters.tenants.items()]
+        self._tenants = [_TenantMeters(metrics, name, counts) for name, counts in counters.tenants.items()]
         self._evicted = metrics.counter(names.EVICTED_TOKENS)
         self._cost = {field.name: metrics.gauge(names.STEP_COST, coefficient=field.name) for field in fields(StepCost)}
         self._seen = dict.fromkeys([*self._totals, "evicted"], 0)
@@ -84,7 +89,7 @@ class EngineMeters:
                 gauge.set(getattr(cost, name))
 
     def read(self) -> None:
-        """Publish the gauges and what the counters gained; before a step, and when there is nothing to do.
+        """Publish gauges, latencies and what the counters gained; before a step, and when there is nothing to do.
 
         The supervisor takes gauges that show work, and no step for long, for an engine that hangs.
         """
@@ -100,5 +105,8 @@ class EngineMeters:
         _publish(scheduler.counters, self._totals, self._seen)
         for tenant in self._tenants:
             _publish(tenant.counts, tenant.totals, tenant.seen)
+        for seconds, histogram in self._latencies:
+            while seconds:
+                histogram.observe(seconds.popleft())
         self._evicted.inc(scheduler.memory.num_evicted - self._seen["evicted"])
         self._seen["evicted"] = scheduler.memory.num_evicted

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightllm.errors import LightLLMError
 from lightllm.metrics import MetricSet, names
 from lightllm.protocol.messages import FinishReason
 
@@ -34,10 +38,16 @@ class Tally:
             self._prompt_tokens.inc(prompt_len)
             self._prompt_len.observe(prompt_len)
 
-    def refused(self, code: str, tenant: str) -> None:
-        if self._metrics is not None:
-            self._metrics.counter(names.REQUESTS_REFUSED, reason=code).inc()
-            self._metrics.counter(names.TENANT_REFUSED, tenant=tenant).inc()
+    @contextmanager
+    def refusals(self, tenant: str) -> Iterator[None]:
+        """An error raised within is the refusal of a request of that tenant."""
+        try:
+            yield
+        except LightLLMError as error:
+            if self._metrics is not None:
+                self._metrics.counter(names.REQUESTS_REFUSED, reason=error.code).inc()
+                self._metrics.counter(names.TENANT_REFUSED, tenant=tenant).inc()
+            raise
 
     def tokens(self, count: int, since: float, *, first: bool) -> None:
         """`count` tokens arrived together, `since` seconds after the arrival (first) or the tokens before."""

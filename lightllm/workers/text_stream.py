@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightllm.protocol.messages import FinishReason, Open, TextOutput, TokenOutput, TopLogprobs, unpack_ids
+from lightllm.protocol.messages import ErrorParts, FinishReason, Open, TextOutput, TokenOutput, TopLogprobs, unpack_ids
 from lightllm.text.detokenizer import Detokenizer
 from lightllm.text.stops import StopMatcher
 from lightllm.text.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ class TextStream:
         self._eos_ids = tokenizer.eos_ids if opened.skip_special_tokens else frozenset()
         self._finish: FinishReason | None = None
         self._stop_reason: str | int | None = None
-        self._error: tuple[str, str] | None = None
+        self._error: ErrorParts | None = None
         self._cached = 0
         self._text = ""
         self._ids: tuple[int, ...] = ()
@@ -91,8 +91,8 @@ class TextStream:
             if output.logprobs:
                 self._logprobs += output.logprobs[:used]
 
-    def fail(self, error: tuple[str, str]) -> None:
-        """End with an error: code and message."""
+    def fail(self, error: ErrorParts) -> None:
+        """End with an error."""
         self._finish, self._error = FinishReason.ERROR, error
 
     def give(self) -> TextOutput:

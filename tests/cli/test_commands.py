@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lightllm.cli.generate import GenerateFlags, read_prompts
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -30,6 +33,17 @@ def test_generate_as_json(tiny_llama: Path) -> None:
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["prompt"] for line in lines] == ["the quick", "a server"]
     assert all(line["completion_tokens"] == 5 and line["finish_reason"] == "length" for line in lines)
+
+
+def test_only_line_feeds_separate_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Paragraph separators and their like may stand in a prompt, and as they are in JSON."""
+    prompts = ["one\u2028two", "three\x85 four"]
+    text = "\n".join([json.dumps({"prompt": prompts[0]}, ensure_ascii=False), "", prompts[1], ""])
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(text, encoding="utf-8")
+    assert read_prompts(GenerateFlags(prompts_file=str(file))) == prompts
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert read_prompts(GenerateFlags()) == prompts
 
 
 def test_chat_answers_each_line_of_a_pipe(tiny_llama: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from device import Harness, make_harness
 from prometheus_client import parser
+from prometheus_client.samples import Sample
 
 from lightllm.metrics import Board, MetricSet
 from lightllm.metrics.exposition import Exposition
@@ -36,9 +37,13 @@ def shown(harness: Harness, name: str) -> dict[str, float]:
         text = Exposition([board]).render()[0].decode()
     finally:
         board.close()
-    families = parser.text_string_to_metric_families(text)
-    samples = (sample for family in families for sample in family.samples)
-    return {sample.labels["tenant"]: sample.value for sample in samples if sample.name == f"lightllm_{name}_total"}
+    return {
+        sample.labels["tenant"]: sample.value for sample in samples(text) if sample.name == f"lightllm_{name}_total"
+    }
+
+
+def samples(text: str) -> list[Sample]:
+    return [sample for family in parser.text_string_to_metric_families(text) for sample in family.samples]
 
 
 def test_hits_preemptions_and_refusals_are_shown_by_tenant() -> None:
@@ -81,3 +86,30 @@ def test_every_preemption_is_counted_for_its_tenant() -> None:
     counters = harness.scheduler.counters
     assert counters.num_preemptions > 0
     assert sum(tenant.num_preemptions for tenant in counters.tenants.values()) == counters.num_preemptions
+
+
+def test_the_time_in_the_queue_and_to_the_first_token_is_shown_once_for_each_request() -> None:
+    harness = make_harness(64, max_running=1, max_step_tokens=8, prefix_cache=False)
+    board = Board.create()
+    meters = EngineMeters(MetricSet(board), harness.scheduler)
+    for scored in (None, 0):
+        harness.submit(range(2, 22), 4, ignore_eos=True, prompt_logprobs=scored)
+    harness.drain()
+    for _ in range(2):
+        meters.read()
+        shown = {sample.name: sample.value for sample in samples(Exposition([board]).render()[0].decode())}
+        name = "lightllm_request_queue_time_seconds"
+        assert (shown[f"{name}_count"], shown[f"{name}_sum"]) == (2, 1 + 7)  # a step a second; 3 of prompt, 3 more
+        name = "lightllm_request_prefill_time_seconds"
+        assert (shown[f"{name}_count"], shown[f"{name}_sum"]) == (2, 2 + 2)
+    board.close()
+
+
+def test_preemption_does_not_begin_a_request_again() -> None:
+    harness = make_harness(64, estimator="watermark", watermark=1.0, prefix_cache=False)
+    for number in range(4):
+        harness.submit(range(10 * number, 10 * number + 8), 24, ignore_eos=True)
+    harness.drain()
+    counters = harness.scheduler.counters
+    assert counters.num_preemptions > 0
+    assert len(counters.queue_seconds) == len(counters.prefill_seconds) == 4

@@ -19,6 +19,7 @@ from lightllm.protocol.messages import (
     Abort,
     Die,
     EngineInbox,
+    ErrorParts,
     FinishReason,
     FrontendInbox,
     Submit,
@@ -45,7 +46,7 @@ class Script:
 
     reply: str | Callable[[Submit], str] = REPLY
     delay: float = 0.0
-    error: tuple[int, tuple[str, str]] | None = None
+    error: tuple[int, ErrorParts] | None = None
     hang_after: int | None = None
     ids: list[int] | None = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import openai
@@ -11,7 +13,7 @@ import pytest
 import lightllm
 from lightllm.metrics import Board, MetricSet
 
-from .fake_engine import LiveServer
+from .fake_engine import LiveServer, Script
 from .test_faults import fault
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -107,5 +109,36 @@ def test_metrics(own_server: Make) -> None:
     assert float(values["lightllm_e2e_request_latency_seconds_count"]) == 2
     assert float(values['lightllm_requests_refused_total{reason="context_length_exceeded"}']) == 1
     assert float(values['lightllm_http_requests_total{route="/v1/chat/completions",status="400"}']) == 1
+    server.stop()
+    board.close()
+
+
+def test_every_route_counts_what_it_refuses(own_server: Make) -> None:
+    board = Board.create()
+    server = own_server(metrics=MetricSet(board), ready=False)
+    server.engine.script = Script(hang_after=0)
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {"messages": HELLO},
+        "/v1/completions": {"prompt": "Hello"},
+        "/generate": {"inputs": "Hello"},
+        "/generate_stream": {"inputs": "Hello"},
+    }
+    with httpx.Client(base_url=server.url) as http:
+        assert {http.post(route, json=body).status_code for route, body in bodies.items()} == {503}
+        server.start_workers()
+        filling = {"prompt": "Hello", "n": 32, "stream": True}  # all that may run and wait
+        with http.stream("POST", "/v1/completions", json=filling) as stream:
+            assert stream.status_code == 200
+            assert {http.post(route, json=body).status_code for route, body in bodies.items()} == {429}
+        wrong = {"temperature": -1}
+        for route in ("/v1/chat/completions", "/v1/completions"):
+            assert http.post(route, json={**bodies[route], **wrong}).status_code == 400
+        assert http.post("/generate", json={"inputs": "Hello", "parameters": wrong}).status_code == 400
+        assert http.post("/v1/completions", json={"prompt": "Hello", "model": "other"}).status_code == 404
+        text = http.get("/metrics").text
+    refused = dict(re.findall(r'^lightllm_requests_refused_total\{reason="(\w+)"\} (\S+)', text, re.MULTILINE))
+    counts = {reason: float(value) for reason, value in refused.items() if float(value)}
+    assert counts == {"not_ready": 4, "overloaded": 4, "invalid_request": 3, "model_not_found": 1}
+    assert 'lightllm_tenant_requests_refused_total{tenant="other"} 12.0' in text
     server.stop()
     board.close()

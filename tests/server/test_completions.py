@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -10,6 +13,8 @@ import openai
 import pytest
 
 from lightllm.protocol.messages import unpack_ids
+from lightllm.server.openai import chat, completions
+from lightllm.server.openai.logprobs import prompt_logprobs
 
 from .fake_engine import REPLY, LiveServer, Script
 from .test_chat import sse
@@ -113,6 +118,22 @@ def test_offsets_count_special_tokens_of_an_echo(http: httpx.Client, server: Liv
         assert all(fits[1:]), (special, found["tokens"], found["text_offset"])
 
 
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_ids_that_no_token_has_give_an_echo_no_text(
+    http: httpx.Client, server: LiveServer, logprobs: int | None
+) -> None:
+    body = {"echo": True, "logprobs": logprobs, "max_tokens": 2, "seed": 1}
+    ids = server.engine.tokenizer.encode("one two", add_special_tokens=False)
+    padded = http.post("/v1/completions", json={**body, "prompt": [ids[0], 599, *ids[1:]]})  # the model has 600
+    plain = http.post("/v1/completions", json={**body, "prompt": ids})
+    assert padded.status_code == 200, padded.text
+    shown, usual = padded.json()["choices"][0], plain.json()["choices"][0]
+    assert shown["text"] == usual["text"]
+    if logprobs is not None:
+        offsets = usual["logprobs"]["text_offset"]
+        assert shown["logprobs"]["text_offset"] == [offsets[0], offsets[1], *offsets[1:]]
+
+
 def test_prompt_logprobs_beside_an_echo(http: httpx.Client) -> None:
     body = {"prompt": [20, 21], "echo": True, "logprobs": 2, "prompt_logprobs": 1, "max_tokens": 1}
     choice = http.post("/v1/completions", json=body).json()["choices"][0]
@@ -143,3 +164,30 @@ def test_how_a_request_wants_to_be_served(client: openai.OpenAI, server: LiveSer
 def test_impossible_terms(client: openai.OpenAI, terms: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError, match=next(iter(terms))):
         client.completions.create(model="toy", prompt="one", extra_body=terms)
+
+
+@pytest.mark.parametrize(
+    ("module", "route", "field"),
+    [(completions, "/v1/completions", "prompt"), (chat, "/v1/chat/completions", "messages")],
+)
+def test_many_prompt_logprobs_do_not_hold_up_other_requests(
+    http: httpx.Client, server: LiveServer, monkeypatch: pytest.MonkeyPatch, module: ModuleType, route: str, field: str
+) -> None:
+    build, begun, others_are_served = prompt_logprobs, Event(), Event()
+
+    def build_slowly(*args: Any) -> Any:
+        begun.set()
+        assert others_are_served.wait(10)
+        return build(*args)
+
+    monkeypatch.setattr(module, "prompt_logprobs", build_slowly)
+    text = "one two three " * 10
+    prompt = text if field == "prompt" else [{"role": "user", "content": text}]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, server.url + route, json={field: prompt, "prompt_logprobs": 20})
+        assert begun.wait(10)
+        try:
+            assert http.get("/live", timeout=5).status_code == 200
+        finally:
+            others_are_served.set()
+        assert answer.result().status_code == 200

@@ -125,6 +125,8 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "effort": (CHAT, {"messages": HELLO, "reasoning_effort": "extreme"}, "reasoning_effort", "extreme"),
     "priority": (TEXT, {"prompt": "a", "priority": 10**30}, "priority", "priority must be an integer <= 2147483647"),
     "salt": (TEXT, {"prompt": "a", "cache_salt": "a" * 257}, "cache_salt", "a string of length <= 256"),
+    "too many entries of all choices": (TEXT, {"prompt": [5] * 1000, "prompt_logprobs": -1, "n": 8, "max_tokens": 1},
+                                        "prompt_logprobs", "asks for 4800000 entries in all, at most 4194304"),
     "too many entries": (TEXT, {"prompt": [[5] * 1000] * 8, "prompt_logprobs": -1, "max_tokens": 1}, "prompt_logprobs",
                          "asks for 4800000 entries in all, at most 4194304"),
     "no prompt": (TEXT, {}, "prompt", "prompt is required"),
@@ -167,6 +169,13 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         (CHAT, {"messages": [{"role": "user", "content": "one " * 9000}]}, "messages", "no room"),
         ("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 9000}}, "max_new_tokens", "max_new_tokens of"),
         ("/generate", {"inputs": "one " * 9000}, "inputs", "no room"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "one " * 9000}], "max_completion_tokens": 5},
+            "messages",
+            "and max_completion_tokens of 5",
+        ),
+        ("/generate", {"inputs": "one " * 9000, "parameters": {"max_new_tokens": 5}}, "inputs", "max_new_tokens of 5"),
     ],
 )
 def test_what_does_not_fit_is_named_as_it_was_sent(
@@ -218,14 +227,16 @@ def test_texts_that_cannot_fit_are_not_tokenized(own_server: Any, monkeypatch: p
     monkeypatch.setattr(server.frontend.tokenizer, "encode", lambda *_: [5])
     text = "a" * 5001
     with httpx.Client(base_url=server.url) as http:
-        for path, body in {
-            TEXT: {"prompt": text},
-            CHAT: {"messages": [{"role": "user", "content": text}]},
-            "/generate": {"inputs": text},
-            "/tokenize": {"prompt": text},
-        }.items():
-            error = fault(http.post(path, json=body))
-            assert error["code"] == "context_length_exceeded" and "at most 5000 are read" in error["message"], path
+        for path, param, given in [
+            (TEXT, "prompt", text),
+            (CHAT, "messages", [{"role": "user", "content": text}]),
+            ("/generate", "inputs", text),
+            ("/tokenize", "prompt", text),
+            ("/tokenize", "messages", [{"role": "user", "content": text}]),
+        ]:
+            error = fault(http.post(path, json={param: given}))
+            assert (error["code"], error["param"]) == ("context_length_exceeded", param), path
+            assert "at most 5000 are read" in error["message"], path
         batch = http.post(TEXT, json={"prompt": ["a", text]})
         assert (batch.status_code, fault(batch)["param"]) == (400, "prompt")
         assert http.post("/tokenize", json={"prompt": text[1:]}).status_code == 200

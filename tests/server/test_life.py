@@ -181,9 +181,11 @@ def test_a_silent_stream_is_kept_alive(server: LiveServer, monkeypatch: pytest.M
 def test_what_the_engine_refuses_at_once_is_no_success(
     server: LiveServer, http: httpx.Client, path: str, body: dict[str, Any]
 ) -> None:
-    server.engine.script = Script(error=(0, ("invalid_request", "tpot_target is beyond reach")))
+    server.engine.script = Script(error=(0, ("invalid_request", "tpot_target is beyond reach", "tpot_target")))
     response = http.post(path, json=body)
-    assert (response.status_code, response.json()["error"]["message"]) == (400, "tpot_target is beyond reach")
+    error = fault(response)
+    assert (response.status_code, error["message"]) == (400, "tpot_target is beyond reach")
+    assert error["param"] == "tpot_target"
     server.engine.script = Script(error=(2, ("engine_error", "it broke")))
     response = http.post(path, json=body)
     assert response.status_code == 200 and "it broke" in response.text

@@ -30,8 +30,8 @@ from lightllm.server.openai.objects import (
 from lightllm.server.openai.prompts import ChatPrompt, render_chat
 from lightllm.server.openai.sampling import (
     check_model,
-    check_prompt_logprobs,
     check_stream,
+    count_prompt_entries,
     sampling_params,
     terms_of,
 )
@@ -47,9 +47,10 @@ async def chat_completions(request: Request) -> Response | EventStream:
     body = await read_object(request)
     refuse(body, refusals.CHAT)
     chat = convert(body, ChatCompletionRequest)
-    model = check_model(context.frontend, chat.model)
-    check_stream(chat)
-    with in_terms_of(_names(chat)):
+    terms = terms_of(chat)
+    with context.frontend.tally.refusals(terms.tenant), in_terms_of(_names(chat)):
+        model = check_model(context.frontend, chat.model)
+        check_stream(chat)
         params = _params(context, chat)
         tools = choose_tools(chat.tools, chat.tool_choice, context.tool_parser)
         context.frontend.check_available()
@@ -62,15 +63,17 @@ async def chat_completions(request: Request) -> Response | EventStream:
             reasoning_effort=chat.reasoning_effort,
             add_special_tokens=bool(chat.add_special_tokens),
         )
-        check_prompt_logprobs(params, [len(prompt.token_ids)], context.frontend.vocab_size)
-        generation = context.frontend.generate([prompt.token_ids], params, terms=terms_of(chat))
+        num_entries = count_prompt_entries(params, [len(prompt.token_ids)], context.frontend.vocab_size)
+        generation = context.frontend.generate([prompt.token_ids], params, terms=terms)
     answer = _Answer.begin(context, chat, model, prompt, generation, uses_tools=tools is not None)
     if chat.stream:
         return EventStream(answer.events(), generation)
     with generation:
         async with watch(request.receive, generation):
-            completion = await answer.whole()
-        return client_gone() if generation.closed else json_response(completion)
+            builders, found = await answer.collect()
+        if generation.closed:
+            return client_gone()
+        return await context.frontend.offload(num_entries, answer.respond, builders, found)
 
 
 def _names(chat: ChatCompletionRequest) -> dict[str, str]:
@@ -150,8 +153,8 @@ class _Answer:
             counts_reasoning=context.reasoning_parser is not None,
         )
 
-    async def whole(self) -> ChatCompletion | None:
-        """The answer as one object; None if the client left."""
+    async def collect(self) -> tuple[list[ChatMessageBuilder], list[TopLogprobs | None]]:
+        """The message of each choice, and what was found at the prompt's positions."""
         builders = [ChatMessageBuilder(writer.index) for writer in self.writers]
         found: list[TopLogprobs | None] = []
         async for index, output in self.generation:
@@ -159,9 +162,11 @@ class _Answer:
                 found += output.prompt_logprobs
             for chunk in self.writers[index].push(output):
                 builders[index].add(chunk)
-        if self.generation.closed:
-            return None
-        return ChatCompletion(
+        return builders, found
+
+    def respond(self, builders: list[ChatMessageBuilder], found: list[TopLogprobs | None]) -> Response:
+        """The answer as one object, from what was collected."""
+        completion = ChatCompletion(
             id=self.id,
             created=self.created,
             model=self.model,
@@ -169,6 +174,7 @@ class _Answer:
             usage=self._usage(),
             prompt_logprobs=self._prompt_logprobs(found),
         )
+        return json_response(completion)
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as a stream: a role for each choice, deltas, and the usage if it is wanted."""

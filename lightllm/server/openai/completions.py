@@ -22,14 +22,15 @@ from lightllm.server.openai.objects import Completion, CompletionChoice, PromptL
 from lightllm.server.openai.prompts import count_prompts, read_prompts
 from lightllm.server.openai.sampling import (
     check_model,
-    check_prompt_logprobs,
     check_stream,
+    count_prompt_entries,
     sampling_params,
     terms_of,
 )
 from lightllm.server.openai.schemas import CompletionRequest
 from lightllm.server.openai.usage import usage_of, wants_usage
 from lightllm.server.streaming import EventStream, client_gone, event, json_response, watch
+from lightllm.text.tokenizer import Tokenizer
 from lightllm.workers.generation import Generation
 
 DEFAULT_MAX_TOKENS = 16
@@ -40,25 +41,25 @@ async def completions(request: Request) -> Response | EventStream:
     body = await read_object(request)
     refuse(body, refusals.COMPLETIONS)
     completion = convert(body, CompletionRequest)
-    model = check_model(context.frontend, completion.model)
-    check_stream(completion)
-    params = _params(context, completion)
-    context.frontend.check_available()
-    context.frontend.check_room(count_prompts(completion.prompt) * params.n)
-    prompts = await read_prompts(context.frontend, completion.prompt, completion.add_special_tokens is not False)
-    check_prompt_logprobs(params, [len(ids) for ids, _ in prompts], context.frontend.vocab_size)
-    generation = context.frontend.generate(
-        [ids for ids, _ in prompts],
-        params,
-        terms=terms_of(completion),
-    )
+    terms = terms_of(completion)
+    with context.frontend.tally.refusals(terms.tenant):
+        model = check_model(context.frontend, completion.model)
+        check_stream(completion)
+        params = _params(context, completion)
+        context.frontend.check_available()
+        context.frontend.check_room(count_prompts(completion.prompt) * params.n)
+        prompts = await read_prompts(context.frontend, completion.prompt, completion.add_special_tokens is not False)
+        num_entries = count_prompt_entries(params, [len(ids) for ids, _ in prompts], context.frontend.vocab_size)
+        generation = context.frontend.generate([ids for ids, _ in prompts], params, terms=terms)
     answer = _Answer.begin(context, completion, model, prompts, generation)
     if completion.stream:
         return EventStream(answer.events(), generation)
     with generation:
         async with watch(request.receive, generation):
-            whole = await answer.whole()
-        return client_gone() if generation.closed else json_response(whole)
+            parts = await answer.collect()
+        if generation.closed:
+            return client_gone()
+        return await context.frontend.offload(num_entries, answer.respond, parts)
 
 
 def _params(context: Context, completion: CompletionRequest) -> SamplingParams:
@@ -143,26 +144,28 @@ class _Answer:
         hides = request.skip_special_tokens is not False
         writers: list[_ChoiceWriter] = []
         for ids, text in prompts:
-            echo = (tokenizer.decode(ids, hides) if text is None else text) if request.echo else None
+            echo = (_decode(tokenizer, ids, hides) if text is None else text) if request.echo else None
             for _ in range(generation.n):
                 top = request.logprobs
                 logprobs = None if top is None else CompletionLogprobsWriter(names, top, hides)
                 writers.append(_ChoiceWriter(len(writers), ids, echo, logprobs))
         return cls(generation, writers, request, names, f"cmpl-{uuid.uuid4().hex}", int(time.time()), model)
 
-    async def whole(self) -> Completion | None:
-        """The answer as one object; None if the client left."""
+    async def collect(self) -> list[list[CompletionChoice]]:
+        """The chunks of each choice."""
         parts: list[list[CompletionChoice]] = [[] for _ in self.writers]
         async for index, output in self.generation:
             chunk = self.writers[index].push(output)
             if chunk is not None:
                 parts[index].append(chunk)
-        if self.generation.closed:
-            return None
+        return parts
+
+    def respond(self, parts: list[list[CompletionChoice]]) -> Response:
+        """The answer as one object, from the chunks of each choice."""
         choices = [_join(part) for part in parts]
         for choice, writer in zip(choices, self.writers, strict=True):
             choice.prompt_logprobs = self._prompt_logprobs(writer)
-        return self._completion(choices, usage_of(self.generation))
+        return json_response(self._completion(choices, usage_of(self.generation)))
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as a stream; choices interleave."""
@@ -184,6 +187,11 @@ class _Answer:
             return UNSET
         num_top = None if wanted == WHOLE_VOCABULARY else wanted
         return prompt_logprobs(writer.prompt, writer.prompt_found, num_top, self.names)
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int], hides_special: bool) -> str:
+    """The text of a prompt; ids that no token has (a model's padding rows) give none, as in an output."""
+    return tokenizer.decode([token_id for token_id in ids if token_id in tokenizer.vocabulary], hides_special)
 
 
 def _join(parts: list[CompletionChoice]) -> CompletionChoice:

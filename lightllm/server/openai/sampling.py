@@ -74,15 +74,19 @@ def sampling_params(
     return params
 
 
-def check_prompt_logprobs(params: SamplingParams, prompt_lens: Sequence[int], vocab_size: int) -> None:
-    """Raise InvalidRequest if the prompt's log-probabilities would not fit an answer of reasonable size."""
+def count_prompt_entries(params: SamplingParams, prompt_lens: Sequence[int], vocab_size: int) -> int:
+    """Log-probabilities of prompt tokens that all choices together are given.
+
+    Raises InvalidRequest if they would not fit an answer of reasonable size.
+    """
     if params.prompt_logprobs is None:
-        return
+        return 0
     wanted = vocab_size if params.prompt_logprobs == WHOLE_VOCABULARY else params.prompt_logprobs
-    entries = wanted * sum(prompt_lens)
+    entries = wanted * sum(prompt_lens) * params.n
     if entries > MAX_PROMPT_ENTRIES:
         message = f"prompt_logprobs asks for {entries} entries in all, at most {MAX_PROMPT_ENTRIES} are given"
         raise InvalidRequest(message, param="prompt_logprobs")
+    return entries
 
 
 def check_stream(fields: SamplingFields) -> None:

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lightllm.errors import InvalidRequest
-from lightllm.server.body import convert, read_object
+from lightllm.server.body import convert, in_terms_of, read_object
 from lightllm.server.context import context_of
 from lightllm.server.openai.objects import DetokenizeResponse, TokenizeResponse
 from lightllm.server.openai.prompts import check_ids, render_chat
@@ -29,7 +29,8 @@ async def tokenize(request: Request) -> Response:
     else:
         tools = choose_tools(fields.tools, None, context.tool_parser)
         adds = bool(fields.add_special_tokens)
-        chat = await render_chat(context, fields.messages or [], fields, tools=tools, add_special_tokens=adds)
+        with in_terms_of({"prompt": "messages"}):
+            chat = await render_chat(context, fields.messages or [], fields, tools=tools, add_special_tokens=adds)
         ids = chat.token_ids
     contents = frontend.tokenizer.vocabulary.contents
     strings = [contents[token_id] or "" for token_id in ids] if fields.return_token_strs else None
