@@ -140,6 +140,15 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert all(len(result["seeds"]) == 2 for result in results)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seeds", 0), ("clients", 0), ("total_tokens", 0), ("rate", 0.0), ("seconds", float("nan")), ("warm_up", -1.0)],
+)
+def test_numbers_that_no_simulation_can_have_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be .*, got {value}"):
+        SimulateCommand(**{name: value}).run()  # type: ignore[arg-type]
+
+
 def test_a_pool_too_small_for_the_workload_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"total_tokens of 2000 cannot hold a prompt of \d+ tokens and an output of"):
         SimulateCommand(total_tokens=2000).run()
