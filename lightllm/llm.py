@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +35,9 @@ from lightllm.workers.intake import Intake
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]
+
+PATIENCE = 0.01
+"""Seconds that a thread waits for another's turn before it looks whether that brought what it waits for."""
 
 
 @dataclass(slots=True)
@@ -70,19 +74,22 @@ class RequestOutput:
 
 @dataclass(slots=True)
 class _Arrived:
-    """Text that nobody has read yet: that of each open stream, and all other. Not part of `LLM`, which would then be in
-    a circle with its detokenizer, so that dropping it would not free its memory at once."""
+    """Text that nobody has read yet, by request; the requests of one call share what it reads. Not part of `LLM`, which
+    would then be in a circle with its detokenizer, so that dropping it would not free its memory at once."""
 
-    results: list[TextOutput] = field(default_factory=list)
-    streams: dict[int, deque[TextOutput]] = field(default_factory=dict)
+    readers: dict[int, deque[TextOutput]] = field(default_factory=dict)
 
     def take(self, frontend: int, batch: TextBatch) -> None:
         for output in batch.outputs:
-            self.streams.get(output.request_id, self.results).append(output)
+            reader = self.readers.get(output.request_id)
+            if reader is not None:
+                reader.append(output)
 
 
 class LLM:
     """A model ready to generate. Keyword arguments are the fields of the settings, e.g. `max_total_tokens=4096`.
+
+    Several threads may call it: each takes a turn of the engine loop when it waits, and their requests share steps.
 
     Raises ConfigError for an unknown setting, CheckpointError for a directory that cannot be served.
     """
@@ -98,6 +105,7 @@ class LLM:
         to_detokenizer, self._detokenizer_inbox = _detokenizer_channel()
         self._to_engine = to_engine
         self._arrived = _Arrived()
+        self._turning = Lock()
         self._loop = EngineLoop(self._parts, [self._engine_inbox], to_detokenizer)
         self._detokenizer = DetokenizerLoop(self.tokenizer, self._arrived.take, to_engine)
         facts = self._parts.facts
@@ -138,10 +146,7 @@ class LLM:
             for output, group in zip(outputs, submits, strict=True)
             for turn, submit in enumerate(group)
         }
-        for group in submits:
-            for submit in group:
-                self._to_engine.send(submit)
-        self._run(owners, progress)
+        self._run([submit for group in submits for submit in group], owners, progress)
         return outputs
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextOutput]:
@@ -159,7 +164,7 @@ class LLM:
     def _pieces(self, submit: Submit) -> Iterator[TextOutput]:
         """Several of these may be read in turn: each keeps what arrives for it while another is read."""
         arrived: deque[TextOutput] = deque()
-        self._arrived.streams[submit.request_id] = arrived
+        self._arrived.readers[submit.request_id] = arrived
         self._to_engine.send(submit)
         ended = False
         try:
@@ -172,10 +177,10 @@ class LLM:
                     raise error_from_code(*output.error)
                 yield output
         finally:
-            del self._arrived.streams[submit.request_id]
+            del self._arrived.readers[submit.request_id]
             if not ended:
                 self._to_engine.send(Abort((submit.request_id,)))
-                self._turn()
+                self._turn(patience=0)  # a garbage collection may have closed it in the middle of a turn
 
     def chat(
         self,
@@ -218,30 +223,44 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _run(self, owners: dict[int, tuple[RequestOutput, CompletionOutput]], progress: bool) -> None:
+    def _run(
+        self, submits: list[Submit], owners: dict[int, tuple[RequestOutput, CompletionOutput]], progress: bool
+    ) -> None:
         """Turn the loop until every request has ended. If one fails, or the caller interrupts, the others stop."""
+        arrived: deque[TextOutput] = deque()
+        readers = self._arrived.readers
+        readers.update((submit.request_id, arrived) for submit in submits)
         try:
+            for submit in submits:
+                self._to_engine.send(submit)
             with _progress_bar(len(owners), progress) as advance:
                 while owners:
-                    for output in self._turn():
-                        if _take_in(output, owners):
-                            advance()
+                    while not arrived:
+                        self._turn()
+                    if _take_in(arrived.popleft(), owners):
+                        advance()
         finally:
+            for submit in submits:
+                del readers[submit.request_id]
             if owners:
                 self._to_engine.send(Abort(tuple(owners)))
                 self._turn()
-            while self._parts.scheduler.has_work and not self._arrived.streams:
+            while self._parts.scheduler.has_work and not readers:
                 self._turn()  # what was launched before a failure runs out
 
-    def _turn(self) -> list[TextOutput]:
-        for message in self._engine_inbox.receive():
-            self._loop.handle(message)
-        self._loop.step()
-        for tokens in self._detokenizer_inbox.receive():
-            self._detokenizer.handle(tokens)
-        self._detokenizer.flush()
-        results, self._arrived.results = self._arrived.results, []
-        return results
+    def _turn(self, patience: float = PATIENCE) -> None:
+        """One turn of the loops, unless one that is under way lasts longer than so many seconds."""
+        if not self._turning.acquire(timeout=patience):
+            return
+        try:
+            for message in self._engine_inbox.receive():
+                self._loop.handle(message)
+            self._loop.step()
+            for tokens in self._detokenizer_inbox.receive():
+                self._detokenizer.handle(tokens)
+            self._detokenizer.flush()
+        finally:
+            self._turning.release()
 
 
 def override_settings(settings: Settings, values: dict[str, Any]) -> Settings:

@@ -8,6 +8,7 @@ import random
 import shutil
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,41 @@ def test_leaving_a_stream_frees_its_slots(llm: LLM) -> None:
     pieces.close()
     run(llm, [ids(3)], [SAMPLED])
     assert llm._parts.scheduler.num_requests == 0
+
+
+def test_threads_take_turns_and_share_steps(llm: LLM) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    prompts = [ids(5 + number, number) for number in range(6)]
+    expected = run(llm, prompts, [greedy] * 6)
+
+    def ask(number: int) -> list[list[int]]:
+        if number % 2:
+            return [[i for piece in llm.stream(prompts[number], greedy) for i in piece.token_ids] for _ in range(3)]
+        return [run(llm, [prompts[number]], [greedy])[0] for _ in range(3)]
+
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(ask, range(6))) == [[tokens] * 3 for tokens in expected]
+    assert not llm._parts.scheduler.has_work
+
+
+def test_a_stream_may_be_dropped_in_the_middle_of_a_turn(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a garbage collection does, which comes when it likes."""
+    endless = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    expected = run(llm, [ids(9)], [SAMPLED])
+    pieces = llm.stream(ids(10), endless)
+    next(pieces)
+    scheduler = llm._parts.scheduler
+    whole = scheduler.schedule
+
+    def collecting(now: float) -> object:
+        plan = whole(now)
+        monkeypatch.setattr(scheduler, "schedule", whole)
+        pieces.close()
+        return plan
+
+    monkeypatch.setattr(scheduler, "schedule", collecting)
+    assert run(llm, [ids(9)], [SAMPLED]) == expected
+    assert scheduler.num_requests == 0
 
 
 @pytest.mark.parametrize(
