@@ -23,7 +23,7 @@ from typing import Any
 
 from lightllm.config.locate import find_model, find_tokenizer
 from lightllm.config.settings import Settings
-from lightllm.errors import ConfigError, InvalidRequest, LightLLMError, error_from_code
+from lightllm.errors import ConfigError, InvalidRequest, LightLLMError, Unavailable, error_from_code
 from lightllm.ipc import Receiver, Sender, local_channel
 from lightllm.protocol.messages import Abort, DetokenizerInbox, EngineInbox, FinishReason, Submit, TextBatch, TextOutput
 from lightllm.protocol.sampling_params import SamplingParams
@@ -106,6 +106,7 @@ class LLM:
         self._to_engine = to_engine
         self._arrived = _Arrived()
         self._turning = Lock()
+        self._closed = False
         self._loop = EngineLoop(self._parts, [self._engine_inbox], to_detokenizer)
         self._detokenizer = DetokenizerLoop(self.tokenizer, self._arrived.take, to_engine)
         facts = self._parts.facts
@@ -126,8 +127,10 @@ class LLM:
     ) -> list[RequestOutput]:
         """Generate for each prompt (text, or token ids as they are); results in the order of the prompts.
 
-        `params` is one for all or one for each. Raises InvalidRequest or ContextLengthExceeded before anything runs.
+        `params` is one for all or one for each. Raises InvalidRequest, ContextLengthExceeded, or Unavailable once it
+        was closed, before anything runs.
         """
+        self._check_open()
         listed = _as_prompts(prompts)
         each = _as_params(params, len(listed))
         ids = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in listed]
@@ -152,8 +155,9 @@ class LLM:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextOutput]:
         """Generate for one prompt, piece by piece as it is made; leaving the iterator early stops the work.
 
-        Raises InvalidRequest, also for more than one choice.
+        Raises InvalidRequest, also for more than one choice, and Unavailable once it was closed.
         """
+        self._check_open()
         params = params or SamplingParams()
         if params.n != 1:
             raise InvalidRequest(f"a stream has one choice, n is {params.n}", param="n")
@@ -212,7 +216,8 @@ class LLM:
         return self._template
 
     def close(self) -> None:
-        """Give back the engine's thread and memory."""
+        """Give back the engine's thread and memory. Nothing can be generated any more."""
+        self._closed = True
         self._parts.engine.close()
 
     def __enter__(self) -> LLM:
@@ -222,6 +227,10 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("this LLM was closed; make another")
 
     def _run(
         self, submits: list[Submit], owners: dict[int, tuple[RequestOutput, CompletionOutput]], progress: bool

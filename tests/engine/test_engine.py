@@ -16,7 +16,7 @@ import torch
 
 from lightllm import LLM, LightLLMError, SamplingParams
 from lightllm.engine import runner
-from lightllm.errors import ContextLengthExceeded, EngineError, InvalidRequest
+from lightllm.errors import ContextLengthExceeded, EngineError, InvalidRequest, Unavailable
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, top_k=40, seed=11, max_tokens=12, ignore_eos=True)
 
@@ -244,6 +244,16 @@ def test_leaving_a_stream_frees_its_slots(llm: LLM) -> None:
     pieces.close()
     run(llm, [ids(3)], [SAMPLED])
     assert llm._parts.scheduler.num_requests == 0
+
+
+def test_a_closed_engine_says_so(tiny_llama: Path) -> None:
+    llm = LLM(str(tiny_llama))
+    for _ in range(2):
+        llm.close()
+    for use in (lambda: run(llm, [ids(5)], [SAMPLED]), lambda: llm.stream(ids(5), SAMPLED)):
+        with pytest.raises(Unavailable, match="closed"):
+            use()
+    assert not llm._parts.scheduler.has_work
 
 
 def test_threads_take_turns_and_share_steps(llm: LLM) -> None:
