@@ -9,6 +9,7 @@ The engine loop and the detokenizer are those of the server; only the channels b
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 from types import TracebackType
 from typing import Any
 
@@ -259,17 +260,18 @@ class LLM:
 
     def _turn(self, patience: float = PATIENCE) -> None:
         """One turn of the loops, unless one that is under way lasts longer than so many seconds."""
-        if not self._turning.acquire(timeout=patience):
-            return
-        try:
-            for message in self._engine_inbox.receive():
-                self._loop.handle(message)
-            self._loop.step()
-            for tokens in self._detokenizer_inbox.receive():
-                self._detokenizer.handle(tokens)
-            self._detokenizer.flush()
-        finally:
-            self._turning.release()
+        with _interrupts_held_back():
+            if not self._turning.acquire(timeout=patience):
+                return
+            try:
+                for message in self._engine_inbox.receive():
+                    self._loop.handle(message)
+                self._loop.step()
+                for tokens in self._detokenizer_inbox.receive():
+                    self._detokenizer.handle(tokens)
+                self._detokenizer.flush()
+            finally:
+                self._turning.release()
 
 
 def override_settings(settings: Settings, values: dict[str, Any]) -> Settings:
@@ -319,6 +321,24 @@ def _engine_channel() -> tuple[Sender[EngineInbox], Receiver[EngineInbox]]:
 
 def _detokenizer_channel() -> tuple[Sender[DetokenizerInbox], Receiver[DetokenizerInbox]]:
     return local_channel()
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A Ctrl-C within is told at the end: in the middle of the scheduler's work it would leave slots that are nobody's.
+    Only the main thread hears of one."""
+    handler = signal.getsignal(signal.SIGINT) if current_thread() is main_thread() else None
+    if not callable(handler):
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

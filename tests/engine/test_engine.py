@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import shutil
+import signal
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +174,28 @@ def test_an_interrupt_ends_what_ran_and_nothing_else(where: str, llm: LLM, monke
         run(llm, [ids(5), ids(9)], [SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)] * 2)
     assert not llm._parts.scheduler.has_work
     assert run(llm, [ids(5)], [short]) == expected
+
+
+def test_an_interrupt_waits_until_the_scheduler_is_done(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a request that ends gives back what it has: nothing is lost or given back twice."""
+    expected = run(llm, [ids(5)], [SAMPLED])
+    residence = llm._parts.scheduler._residence
+    whole = residence._forget_row
+
+    def interrupted(row: int) -> None:
+        monkeypatch.setattr(residence, "_forget_row", whole)
+        signal.raise_signal(signal.SIGINT)
+        whole(row)
+
+    monkeypatch.setattr(residence, "_forget_row", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    lengths = [SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in (3, 60)]
+    with pytest.raises(KeyboardInterrupt):
+        run(llm, [ids(5), ids(9)], lengths)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not llm._parts.scheduler.has_work
+    llm._parts.scheduler.check()
+    assert run(llm, [ids(5)], [SAMPLED]) == expected
 
 
 def test_a_dropped_engine_frees_its_memory(tiny_llama: Path) -> None:
