@@ -9,6 +9,7 @@ The engine loop and the detokenizer are those of the server; only the channels b
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections import deque
@@ -16,12 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
+from threading import Lock, current_thread, main_thread
 from types import TracebackType
 from typing import Any
 
 from lightllm.config.locate import find_model, find_tokenizer, read_template
 from lightllm.config.settings import Settings
-from lightllm.errors import ConfigError, InvalidRequest, LightLLMError, error_from_code
+from lightllm.errors import ConfigError, InvalidRequest, LightLLMError, Unavailable, error_from_code
 from lightllm.ipc import Receiver, Sender, local_channel
 from lightllm.protocol.messages import Abort, DetokenizerInbox, EngineInbox, FinishReason, Submit, TextBatch, TextOutput
 from lightllm.protocol.sampling_params import SamplingParams
@@ -33,6 +35,9 @@ from lightllm.workers.intake import Intake
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]
+
+PATIENCE = 0.01
+"""Seconds that a thread waits for another's turn before it looks whether that brought what it waits for."""
 
 
 @dataclass(slots=True)
@@ -69,19 +74,22 @@ class RequestOutput:
 
 @dataclass(slots=True)
 class _Arrived:
-    """Text that nobody has read yet: that of each open stream, and all other. Not part of `LLM`, which would then be in
-    a circle with its detokenizer, so that dropping it would not free its memory at once."""
+    """Text that nobody has read yet, by request; the requests of one call share what it reads. Not part of `LLM`, which
+    would then be in a circle with its detokenizer, so that dropping it would not free its memory at once."""
 
-    results: list[TextOutput] = field(default_factory=list)
-    streams: dict[int, deque[TextOutput]] = field(default_factory=dict)
+    readers: dict[int, deque[TextOutput]] = field(default_factory=dict)
 
     def take(self, frontend: int, batch: TextBatch) -> None:
         for output in batch.outputs:
-            self.streams.get(output.request_id, self.results).append(output)
+            reader = self.readers.get(output.request_id)
+            if reader is not None:
+                reader.append(output)
 
 
 class LLM:
     """A model ready to generate. Keyword arguments are the fields of the settings, e.g. `max_total_tokens=4096`.
+
+    Several threads may call it: each takes a turn of the engine loop when it waits, and their requests share steps.
 
     Raises ConfigError for an unknown setting, CheckpointError for a directory that cannot be served.
     """
@@ -97,6 +105,8 @@ class LLM:
         to_detokenizer, self._detokenizer_inbox = _detokenizer_channel()
         self._to_engine = to_engine
         self._arrived = _Arrived()
+        self._turning = Lock()
+        self._closed = False
         self._loop = EngineLoop(self._parts, [self._engine_inbox], to_detokenizer)
         self._detokenizer = DetokenizerLoop(self.tokenizer, self._arrived.take, to_engine)
         facts = self._parts.facts
@@ -117,8 +127,10 @@ class LLM:
     ) -> list[RequestOutput]:
         """Generate for each prompt (text, or token ids as they are); results in the order of the prompts.
 
-        `params` is one for all or one for each. Raises InvalidRequest or ContextLengthExceeded before anything runs.
+        `params` is one for all or one for each. Raises InvalidRequest, ContextLengthExceeded, or Unavailable once it
+        was closed, before anything runs.
         """
+        self._check_open()
         listed = _as_prompts(prompts)
         each = _as_params(params, len(listed))
         ids = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in listed]
@@ -137,17 +149,15 @@ class LLM:
             for output, group in zip(outputs, submits, strict=True)
             for turn, submit in enumerate(group)
         }
-        for group in submits:
-            for submit in group:
-                self._to_engine.send(submit)
-        self._run(owners, progress)
+        self._run([submit for group in submits for submit in group], owners, progress)
         return outputs
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextOutput]:
         """Generate for one prompt, piece by piece as it is made; leaving the iterator early stops the work.
 
-        Raises InvalidRequest, also for more than one choice.
+        Raises InvalidRequest, also for more than one choice, and Unavailable once it was closed.
         """
+        self._check_open()
         params = params or SamplingParams()
         if params.n != 1:
             raise InvalidRequest(f"a stream has one choice, n is {params.n}", param="n")
@@ -158,7 +168,7 @@ class LLM:
     def _pieces(self, submit: Submit) -> Iterator[TextOutput]:
         """Several of these may be read in turn: each keeps what arrives for it while another is read."""
         arrived: deque[TextOutput] = deque()
-        self._arrived.streams[submit.request_id] = arrived
+        self._arrived.readers[submit.request_id] = arrived
         self._to_engine.send(submit)
         ended = False
         try:
@@ -171,10 +181,10 @@ class LLM:
                     raise error_from_code(*output.error)
                 yield output
         finally:
-            del self._arrived.streams[submit.request_id]
+            del self._arrived.readers[submit.request_id]
             if not ended:
                 self._to_engine.send(Abort((submit.request_id,)))
-                self._turn()
+                self._turn(patience=0)  # a garbage collection may have closed it in the middle of a turn
 
     def chat(
         self,
@@ -206,7 +216,8 @@ class LLM:
         return self._template
 
     def close(self) -> None:
-        """Give back the engine's thread and memory."""
+        """Give back the engine's thread and memory. Nothing can be generated any more."""
+        self._closed = True
         self._parts.engine.close()
 
     def __enter__(self) -> LLM:
@@ -217,30 +228,49 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _run(self, owners: dict[int, tuple[RequestOutput, CompletionOutput]], progress: bool) -> None:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("this LLM was closed; make another")
+
+    def _run(
+        self, submits: list[Submit], owners: dict[int, tuple[RequestOutput, CompletionOutput]], progress: bool
+    ) -> None:
         """Turn the loop until every request has ended. If one fails, or the caller interrupts, the others stop."""
+        arrived: deque[TextOutput] = deque()
+        readers = self._arrived.readers
+        readers.update((submit.request_id, arrived) for submit in submits)
         try:
+            for submit in submits:
+                self._to_engine.send(submit)
             with _progress_bar(len(owners), progress) as advance:
                 while owners:
-                    for output in self._turn():
-                        if _take_in(output, owners):
-                            advance()
+                    while not arrived:
+                        self._turn()
+                    if _take_in(arrived.popleft(), owners):
+                        advance()
         finally:
+            for submit in submits:
+                del readers[submit.request_id]
             if owners:
                 self._to_engine.send(Abort(tuple(owners)))
                 self._turn()
-            while self._parts.scheduler.has_work and not self._arrived.streams:
+            while self._parts.scheduler.has_work and not readers:
                 self._turn()  # what was launched before a failure runs out
 
-    def _turn(self) -> list[TextOutput]:
-        for message in self._engine_inbox.receive():
-            self._loop.handle(message)
-        self._loop.step()
-        for tokens in self._detokenizer_inbox.receive():
-            self._detokenizer.handle(tokens)
-        self._detokenizer.flush()
-        results, self._arrived.results = self._arrived.results, []
-        return results
+    def _turn(self, patience: float = PATIENCE) -> None:
+        """One turn of the loops, unless one that is under way lasts longer than so many seconds."""
+        with _interrupts_held_back():
+            if not self._turning.acquire(timeout=patience):
+                return
+            try:
+                for message in self._engine_inbox.receive():
+                    self._loop.handle(message)
+                self._loop.step()
+                for tokens in self._detokenizer_inbox.receive():
+                    self._detokenizer.handle(tokens)
+                self._detokenizer.flush()
+            finally:
+                self._turning.release()
 
 
 def override_settings(settings: Settings, values: dict[str, Any]) -> Settings:
@@ -290,6 +320,24 @@ def _engine_channel() -> tuple[Sender[EngineInbox], Receiver[EngineInbox]]:
 
 def _detokenizer_channel() -> tuple[Sender[DetokenizerInbox], Receiver[DetokenizerInbox]]:
     return local_channel()
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A Ctrl-C within is told at the end: in the middle of the scheduler's work it would leave slots that are nobody's.
+    Only the main thread hears of one."""
+    handler = signal.getsignal(signal.SIGINT) if current_thread() is main_thread() else None
+    if not callable(handler):
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

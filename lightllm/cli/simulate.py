@@ -62,8 +62,7 @@ class SimulateCommand:
 
     def run(self) -> int:
         """Print the table as it grows; returns the exit status."""
-        if self.seeds < 1:
-            raise ConfigError(f"seeds must be at least 1, got {self.seeds}", param="seeds")
+        self._check()
         results: list[Result] = []
         for name, load in self._loads():
             for text in self.variant:
@@ -77,6 +76,18 @@ class SimulateCommand:
         if self.plot:
             write_plot(self.plot, results)
         return 0
+
+    def _check(self) -> None:
+        """Raise ConfigError for a number that no simulation can have."""
+        for name in ("seeds", "clients", "total_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        for name in ("rate", "seconds", "ttft_target", "gap_target"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < float("inf"):
+                raise ConfigError(f"{name} must be a positive number, got {value}", param=name)
+        if not 0.0 <= self.warm_up < float("inf"):
+            raise ConfigError(f"warm_up must be a number of at least 0, got {self.warm_up}", param="warm_up")
 
     def _loads(self) -> list[tuple[str, Workload | list[Job]]]:
         if self.trace is not None:

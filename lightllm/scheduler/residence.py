@@ -52,9 +52,13 @@ class Residence:
     def has_free_row(self) -> bool:
         return bool(self._free_rows)
 
+    def can_share(self, prompt_len: int) -> bool:
+        """Whether a prompt of that length may use and feed the prefix tree."""
+        return self._prefix_cache and prompt_len <= self._shareable_len
+
     def matchable(self, request: Request) -> Slots:
         """The tokens that may come from the prefix tree: never the last known one, whose output is wanted."""
-        if not request.shares_prefix or request.prompt_len > self._shareable_len:
+        if not request.shares_prefix:
             return request.buffer[:0]
         return request.tokens[: min(request.known_len - 1, self._shareable_len)]
 
@@ -128,7 +132,7 @@ class Residence:
 
     def _share(self, request: Request) -> None:
         """Give the computed prefix to the tree; slots of tokens it already had become duplicates and are replaced."""
-        if not self._prefix_cache or not request.shares_prefix or request.prompt_len > self._shareable_len:
+        if not request.shares_prefix:
             return
         matched = request.matched_len
         length = min(request.computed_len, request.valued_len, self._shareable_len)

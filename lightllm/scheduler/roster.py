@@ -51,6 +51,7 @@ class Roster:
     def submit(self, submit: Submit, now: float) -> Request:
         """A newcomer waits."""
         request = Request(submit, self._num_submitted, self._lengths, self._tenant(submit.tenant))
+        request.shares_prefix &= self._residence.can_share(request.prompt_len)
         self._num_submitted += 1
         self.num_events += 1
         self.requests[request.request_id] = request

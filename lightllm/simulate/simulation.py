@@ -17,7 +17,7 @@ from lightllm.errors import ConfigError, InvalidRequest
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.messages import FinishReason, Submit, TokenOutput, pack_ids
 from lightllm.protocol.sampling_params import SamplingParams
-from lightllm.scheduler.cost import StepCost
+from lightllm.scheduler.cost import StepCost, StepShape
 from lightllm.scheduler.estimators import Conservative, Estimator, make_estimator
 from lightllm.scheduler.policies import Policy, make_policy
 from lightllm.scheduler.scheduler import Scheduler
@@ -110,12 +110,13 @@ class Simulation:
         return self.record
 
     def _skip_to_next_event(self) -> bool:
-        """Nothing can run: go to the next arrival; False if there will be none."""
+        """Nothing can run: go to the next arrival; False if there will be none. Who was refused and asks again at once
+        is heard when the smallest step would have ended."""
         self._take(self.scheduler.take_outputs())
         upcoming = self._clients.next_arrival()
         if upcoming == float("inf"):
             return False
-        self._now = max(self._now, upcoming)
+        self._now = upcoming if upcoming > self._now else self._now + self._setup.cost.seconds(StepShape(1, 0))
         return True
 
     def _receive(self) -> None:

@@ -70,7 +70,7 @@ class DetokenizerLoop:
         """Serve until told to leave. `outboxes` are the senders behind this loop, flushed while it sleeps."""
         poller = Poller(inboxes, outboxes)
         while not self._leaving:
-            for inbox in poller.wait(RETRY_SECONDS if self._aborts else None):
+            for inbox in poller.wait(RETRY_SECONDS if self._aborts or self._failures else None):
                 for message in inbox.receive():
                     self.handle(message)
             self.flush()
@@ -143,6 +143,7 @@ class DetokenizerLoop:
         for streams in (self._streams, self._touched):
             for request_id in [request_id for request_id in streams if frontend_of(request_id) == frontend]:
                 del streams[request_id]
+        self._failures = [failure for failure in self._failures if frontend_of(failure.request_id) != frontend]
 
     def _deliver(self, frontend: int, outputs: list[TextOutput]) -> None:
         try:
@@ -155,8 +156,12 @@ class DetokenizerLoop:
                 self._give_up(outputs)
                 self._deliver(frontend, [_failure(outputs[0].request_id, (error.code, error.message))])
         except Backpressure as error:
-            logger.error("frontend %d does not read; %d requests are given up: %s", frontend, len(outputs), error)
+            fresh = [output for output in outputs if output.error is None]
+            if fresh:
+                logger.error("frontend %d does not read; %d requests are given up: %s", frontend, len(fresh), error)
             self._give_up(outputs)
+            self._failures += [output for output in outputs if output.error is not None]  # they go with a later flush
+            self._failures += [_failure(output.request_id, (error.code, error.message)) for output in fresh]
 
     def _give_up(self, outputs: list[TextOutput]) -> None:
         for output in outputs:

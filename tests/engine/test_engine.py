@@ -6,8 +6,10 @@ import itertools
 import json
 import random
 import shutil
+import signal
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 
 from lightllm import LLM, LightLLMError, SamplingParams
 from lightllm.engine import runner
-from lightllm.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest
+from lightllm.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, Unavailable
 
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, top_k=40, seed=11, max_tokens=12, ignore_eos=True)
 
@@ -174,6 +176,28 @@ def test_an_interrupt_ends_what_ran_and_nothing_else(where: str, llm: LLM, monke
     assert run(llm, [ids(5)], [short]) == expected
 
 
+def test_an_interrupt_waits_until_the_scheduler_is_done(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a request that ends gives back what it has: nothing is lost or given back twice."""
+    expected = run(llm, [ids(5)], [SAMPLED])
+    residence = llm._parts.scheduler._residence
+    whole = residence._forget_row
+
+    def interrupted(row: int) -> None:
+        monkeypatch.setattr(residence, "_forget_row", whole)
+        signal.raise_signal(signal.SIGINT)
+        whole(row)
+
+    monkeypatch.setattr(residence, "_forget_row", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    lengths = [SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in (3, 60)]
+    with pytest.raises(KeyboardInterrupt):
+        run(llm, [ids(5), ids(9)], lengths)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not llm._parts.scheduler.has_work
+    llm._parts.scheduler.check()
+    assert run(llm, [ids(5)], [SAMPLED]) == expected
+
+
 def test_a_dropped_engine_frees_its_memory(tiny_llama: Path) -> None:
     """At once, without a garbage collection, which may be far away: the next one needs the room."""
     llm = LLM(str(tiny_llama))
@@ -243,6 +267,51 @@ def test_leaving_a_stream_frees_its_slots(llm: LLM) -> None:
     pieces.close()
     run(llm, [ids(3)], [SAMPLED])
     assert llm._parts.scheduler.num_requests == 0
+
+
+def test_a_closed_engine_says_so(tiny_llama: Path) -> None:
+    llm = LLM(str(tiny_llama))
+    for _ in range(2):
+        llm.close()
+    for use in (lambda: run(llm, [ids(5)], [SAMPLED]), lambda: llm.stream(ids(5), SAMPLED)):
+        with pytest.raises(Unavailable, match="closed"):
+            use()
+    assert not llm._parts.scheduler.has_work
+
+
+def test_threads_take_turns_and_share_steps(llm: LLM) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    prompts = [ids(5 + number, number) for number in range(6)]
+    expected = run(llm, prompts, [greedy] * 6)
+
+    def ask(number: int) -> list[list[int]]:
+        if number % 2:
+            return [[i for piece in llm.stream(prompts[number], greedy) for i in piece.token_ids] for _ in range(3)]
+        return [run(llm, [prompts[number]], [greedy])[0] for _ in range(3)]
+
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(ask, range(6))) == [[tokens] * 3 for tokens in expected]
+    assert not llm._parts.scheduler.has_work
+
+
+def test_a_stream_may_be_dropped_in_the_middle_of_a_turn(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a garbage collection does, which comes when it likes."""
+    endless = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    expected = run(llm, [ids(9)], [SAMPLED])
+    pieces = llm.stream(ids(10), endless)
+    next(pieces)
+    scheduler = llm._parts.scheduler
+    whole = scheduler.schedule
+
+    def collecting(now: float) -> object:
+        plan = whole(now)
+        monkeypatch.setattr(scheduler, "schedule", whole)
+        pieces.close()
+        return plan
+
+    monkeypatch.setattr(scheduler, "schedule", collecting)
+    assert run(llm, [ids(9)], [SAMPLED]) == expected
+    assert scheduler.num_requests == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from device import EOS, expected_output, make_harness
@@ -73,6 +75,19 @@ def test_a_prompt_in_progress_is_promised_and_counted_once() -> None:
     harness.drain()
     harness.assert_outputs()
     assert harness.scheduler.counters.num_preemptions == 0
+
+
+@pytest.mark.parametrize("settings", [{"prefix_cache": False}, {"shareable_len": 30}], ids=str)
+def test_a_prompt_that_enters_no_tree_is_promised_to_nobody(settings: dict[str, Any]) -> None:
+    """Without the prefix cache, or where KV depends on more than the tokens, each computes its own."""
+    prompt = list(range(2, 62))
+    harness = make_harness(90, max_len=70, chunk_size=8, max_step_tokens=32, estimator="conservative", **settings)
+    harness.submit(prompt, 5, ignore_eos=True)
+    harness.submit(prompt[:30], 5, ignore_eos=True)
+    harness.step()
+    assert harness.scheduler.num_running == 1, "the prompts alone take 60 + 30 slots"
+    harness.drain()
+    harness.assert_outputs()
 
 
 def test_a_promise_ends_with_who_gave_it() -> None:

@@ -11,7 +11,7 @@ from device import Harness, make_harness
 from lightllm.config.settings import SchedulerSettings
 from lightllm.protocol.messages import FinishReason, Submit, pack_ids
 from lightllm.protocol.sampling_params import SamplingParams
-from lightllm.scheduler.policies import Policy, VirtualTokenCounter, make_policy
+from lightllm.scheduler.policies import Policy, VirtualTokenCounter, make_policy, vtc
 from lightllm.scheduler.request import Request
 
 
@@ -148,6 +148,20 @@ def test_vtc_lifts_who_was_away() -> None:
     assert order(policy) == [1, 2]
     policy.append(request(3, 100, tenant="c"), 0.0)
     assert policy.counters["c"] == 200.0, "lifted to the last to leave"
+
+
+def test_vtc_forgets_idle_tenants_and_not_who_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vtc, "_MOST_IDLE_TENANTS", 4)
+    policy = VirtualTokenCounter()
+    policy.append(request(0, tenant="waits all the time"), 0.0)
+    for number in range(1, 20):
+        policy.append(request(number, tenant=f"tenant {number}"), 0.0)
+        *_, last = policy.candidates(0.0, Outlook())
+        assert last.request_id == number, "equals go in order of arrival"
+        policy.remove(last)
+        policy.on_admit(last, 0.0)
+        assert len(policy.counters) <= 4 + 2
+    assert order(policy) == [0]
 
 
 def serve(harness: Harness, submit: Callable[[], None], steps: int) -> None:

@@ -66,6 +66,16 @@ def test_clients_that_lose_patience_ask_again() -> None:
     assert summary.ttft_p99 < 3.3
 
 
+def test_time_passes_while_everybody_is_refused() -> None:
+    """Clients whose prompts are too long for their target ask again and again, though no step runs."""
+    jobs = Workload("long", uniform(400, 600), uniform(20, 40), 50).jobs(0)
+    settings = SchedulerSettings(max_running=8, max_step_tokens=64, policy="deadline")
+    setup = Setup(settings, StepCost(0.1, 0.0), 5000, ttft_target=0.3, refuse_late=True)
+    simulation = Simulation(setup, ClosedLoop(jobs, 4, patience=1e9), longest=700)
+    summary = simulation.run(lambda run: run.now >= 30.0 or run.scheduler.counters.num_refused > 10_000).summary()
+    assert summary.seconds >= 30.0 and 0 < summary.num_refused <= 4 * 30.0 / 0.1
+
+
 TRACE = "arrival,prompt_tokens,output_tokens,tenant\n0,10,5,a\n0.5,20,6,b\n"
 
 
@@ -128,6 +138,15 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     results = json.loads(path.read_text())["results"]
     assert [result["variant"] for result in results] == list(variants)
     assert all(len(result["seeds"]) == 2 for result in results)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seeds", 0), ("clients", 0), ("total_tokens", 0), ("rate", 0.0), ("seconds", float("nan")), ("warm_up", -1.0)],
+)
+def test_numbers_that_no_simulation_can_have_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be .*, got {value}"):
+        SimulateCommand(**{name: value}).run()  # type: ignore[arg-type]
 
 
 def test_a_pool_too_small_for_the_workload_is_refused() -> None:

@@ -291,6 +291,32 @@ def test_a_frontend_that_does_not_read_loses_its_requests_only(
     assert harness.loop.num_open == 1
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_frontend_that_reads_again_hears_of_what_was_given_up(
+    tokenizers: dict[str, Tokenizer], caplog: pytest.LogCaptureFixture, restarted: bool
+) -> None:
+    """Once of each request, whether it would have gone on or was at its end; one that was restarted knows of none."""
+
+    class Busy(Harness):
+        room = 0
+
+        def to_frontend(self, frontend: int, batch: TextBatch) -> None:
+            if not self.room:
+                raise Backpressure("full")
+            super().to_frontend(frontend, batch)
+
+    harness = Busy(tokenizers["byte_level"])
+    with caplog.at_level(logging.CRITICAL):
+        assert harness.outputs(opened(A), opened(B), tokens(A, 9), tokens(B, 9, finish=FinishReason.STOP)) == []
+        assert harness.outputs(tokens(A, 9)) == []
+    harness.room = 1
+    said = harness.outputs(AbortFrontend(0)) if restarted else harness.outputs()
+    error = FinishReason.ERROR, ("backpressure", "full")
+    assert [(o.request_id, o.finish, o.error) for o in said] == ([] if restarted else [(A, *error), (B, *error)])
+    assert harness.aborted() == [A]
+    assert harness.outputs() == [] and harness.loop.num_open == 0
+
+
 def test_an_output_too_large_for_a_message_fails_alone(tokenizers: dict[str, Tokenizer]) -> None:
     class Narrow(Harness):
         def to_frontend(self, frontend: int, batch: TextBatch) -> None:

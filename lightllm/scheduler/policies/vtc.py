@@ -103,9 +103,9 @@ class VirtualTokenCounter:
             floor = min(self.counters[name] for name in self._queues)
         else:
             floor = self.counters.get(self._last_to_leave, 0.0)
-        self.counters[tenant] = max(self.counters.get(tenant, 0.0), floor)
         if len(self.counters) > _MOST_IDLE_TENANTS + len(self._queues):
             self._forget_idle()
+        self.counters[tenant] = max(self.counters.get(tenant, 0.0), floor)
 
     def _forget_idle(self) -> None:
         """Forget half of the idle tenants, the least served: their next request lifts them anyway."""
