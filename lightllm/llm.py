@@ -9,6 +9,7 @@ The engine loop and the detokenizer are those of the server; only the channels b
 
 from __future__ import annotations
 
+import operator
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
+from numbers import Real
 from threading import Lock, current_thread, main_thread
 from types import TracebackType
 from typing import Any
@@ -133,7 +135,7 @@ class LLM:
         self._check_open()
         listed = _as_prompts(prompts)
         each = _as_params(params, len(listed))
-        ids = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in listed]
+        ids = [self._encode(prompt) for prompt in listed]
         arrival = time.monotonic()
         submits = [self._intake.submits(i, p, self._request_ids, arrival) for i, p in zip(ids, each, strict=True)]
         outputs = [
@@ -161,7 +163,7 @@ class LLM:
         params = params or SamplingParams()
         if params.n != 1:
             raise InvalidRequest(f"a stream has one choice, n is {params.n}", param="n")
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self._encode(prompt)
         (submit,) = self._intake.submits(ids, params, self._request_ids, time.monotonic())
         return self._pieces(submit)
 
@@ -227,6 +229,14 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        try:
+            return [operator.index(token) for token in prompt]
+        except TypeError:
+            raise InvalidRequest(f"a prompt is text or token ids, got {prompt!r:.60}", param="prompt") from None
 
     def _check_open(self) -> None:
         if self._closed:
@@ -356,11 +366,14 @@ def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if prompts and isinstance(prompts[0], int):
+    if isinstance(prompts, str) or (len(prompts) and _is_number(prompts[0])):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
+
+
+def _is_number(value: object) -> bool:
+    """Whether this is one number and not a prompt: Python's, numpy's or torch's."""
+    return isinstance(value, Real) or getattr(value, "ndim", None) == 0
 
 
 def _as_params(params: SamplingParams | Sequence[SamplingParams] | None, wanted: int) -> list[SamplingParams]:

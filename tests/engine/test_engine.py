@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -330,6 +331,17 @@ def test_mistakes_name_the_limit_and_the_value(
     with pytest.raises(error) as caught:
         llm.generate([prompt], params, progress=False)
     assert all(word in caught.value.message for word in words), caught.value.message
+
+
+def test_token_ids_may_be_of_any_integer_type_and_of_no_other(llm: LLM) -> None:
+    prompts = np.array([ids(5, 1), ids(5, 2)])
+    expected = run(llm, prompts.tolist(), [SAMPLED] * 2)
+    assert run(llm, prompts, [SAMPLED] * 2) == expected  # type: ignore[arg-type]
+    assert run(llm, prompts[0], [SAMPLED]) == expected[:1]  # type: ignore[arg-type]
+    assert run(llm, torch.from_numpy(prompts)[1], [SAMPLED]) == expected[1:]  # type: ignore[arg-type]
+    for wrong in ([5.5, 6.0], [5, "6"], [[5, None]], np.array([1.0]), [None]):
+        with pytest.raises(InvalidRequest, match="a prompt is text or token ids, got"):
+            llm.generate(wrong, progress=False)  # type: ignore[arg-type]
 
 
 def test_parameters_must_match_the_prompts(llm: LLM) -> None:
