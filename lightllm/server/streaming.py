@@ -35,13 +35,22 @@ HEADERS = [
 CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client left before the answer; nobody reads it but the log."""
 
+_SEPARATORS = tuple((character.encode(), f"\\u{ord(character):04x}".encode()) for character in "\u0085\u2028\u2029")
+"""Of lines and paragraphs, as Unicode has them."""
 _encoder = msgspec.json.Encoder()
 logger = logging.getLogger(__name__)
 
 
 def event(value: Any) -> bytes:
     """One event with `value` as JSON."""
-    return b"data: " + _encoder.encode(value) + b"\n\n"
+    return _event(_encoder.encode(value))
+
+
+def _event(body: bytes) -> bytes:
+    """One event with JSON, in which what many a client takes for the end of a line is escaped."""
+    for separator, escaped in _SEPARATORS:
+        body = body.replace(separator, escaped)
+    return b"data: " + body + b"\n\n"
 
 
 def json_response(value: Any) -> Response:
@@ -93,10 +102,10 @@ class EventStream:
             async for data in self._events:
                 yield data
         except LightLLMError as error:
-            yield b"data: " + error_body(error) + b"\n\n"
+            yield _event(error_body(error))
         except Exception as error:
             logger.exception("a stream failed")
-            yield b"data: " + error_body(as_error(error)) + b"\n\n"
+            yield _event(error_body(as_error(error)))
 
     async def _write(self, send: Send, data: bytes) -> None:
         self._sent_at = time.monotonic()

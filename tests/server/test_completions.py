@@ -105,6 +105,16 @@ def test_echo_in_a_stream(http: httpx.Client, server: LiveServer) -> None:
     assert found[0]["token_logprobs"][0] is None and found[0]["text_offset"][:2] == [0, 0]
 
 
+def test_no_text_ends_a_line_of_a_stream(http: httpx.Client, server: LiveServer) -> None:
+    """Clients that read lines as Unicode has them (httpx's `iter_lines`) would cut an event in two."""
+    prompt = "one\u2028two\u2029three\u0085four\r\n\x0bfive\x1c"
+    body = {"prompt": prompt, "echo": True, "stream": True, "max_tokens": 1}
+    with http.stream("POST", "/v1/completions", json=body) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
+    assert json.loads(lines[0].removeprefix("data: "))["choices"][0]["text"].startswith(prompt)
+
+
 def test_offsets_count_special_tokens_of_an_echo(http: httpx.Client, server: LiveServer) -> None:
     """The echo of a text is that text, special tokens and all, but not those that were put before it."""
     tokenizer = server.engine.tokenizer
