@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -26,7 +27,10 @@ IDLE_CONNECTION_SECONDS = 75
 """How long a connection without a request is kept; longer than load balancers and clients keep theirs."""
 LAST_WORDS_SECONDS = 2
 """After the last generation ended, how long its response may take to leave."""
-BACKLOG = 2048
+ACCEPTED_AT_ONCE = 4
+"""Connections taken in one turn of the event loop."""
+EXHAUSTED_SECONDS = 1.0
+"""How long none is taken when the process can have no more open files."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +69,8 @@ async def serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without signal handlers."""
+    """uvicorn without signal handlers, which takes a few connections at a time: frontends share one socket, and of a
+    burst of connections, which clients may keep, each is to have its part."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -74,6 +79,45 @@ class _Server(uvicorn.Server):
     def leave(self) -> None:
         """Stop accepting, let responses under way finish for a moment, then return from `serve`."""
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.servers = []
+        self._opening: set[asyncio.Task[Any]] = set()
+        self._accept_from(sockets or [])
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in sockets or []:
+            asyncio.get_running_loop().remove_reader(listener)
+        await super().shutdown(sockets)
+
+    def _accept_from(self, listeners: Sequence[socket.socket]) -> None:
+        for listener in listeners:
+            if listener.fileno() >= 0:  # a pause may end after the listener did
+                asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no more files, or no memory
+                logger.error("no connection is taken for %g s: %s", EXHAUSTED_SECONDS, error.strerror)
+                loop.remove_reader(listener)
+                loop.call_later(EXHAUSTED_SECONDS, self._accept_from, [listener])
+                return
+            connection.setblocking(False)
+            opening = loop.create_task(self._open(connection))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+
+    async def _open(self, connection: socket.socket) -> None:
+        protocol: Any = self.config.http_protocol_class
+        make = partial(protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        with contextlib.suppress(OSError):  # the client has left
+            await asyncio.get_running_loop().connect_accepted_socket(make, connection)
 
 
 def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
@@ -87,7 +131,6 @@ def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         access_log=settings.access_log,
         server_header=False,
         root_path=settings.root_path,
-        backlog=BACKLOG,
         timeout_keep_alive=IDLE_CONNECTION_SECONDS,
         timeout_graceful_shutdown=LAST_WORDS_SECONDS,
     )
