@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightllm.cli.flags import ModelFlags, parse, settings_of
 from lightllm.cli.precheck import check_config
+from lightllm.config.checks import check_at_least_one
 from lightllm.config.locate import find_model
 from lightllm.config.settings import EngineSettings, SchedulerSettings
 from lightllm.errors import ConfigError
@@ -77,10 +78,7 @@ def chosen_shapes(flags: BenchOfflineFlags) -> list[WorkloadShape]:
     """The workloads asked for, scaled. Raises ConfigError for sizes that make no sense."""
     from lightllm.bench.workloads import SHAPES, parse_range
 
-    for name in ("requests", "repeats"):
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}", param=name)
+    check_at_least_one(flags, "requests", "repeats")
     names = list(SHAPES) if not flags.workload or "all" in flags.workload else list(dict.fromkeys(flags.workload))
     input_len, output_len = parse_range(flags.input_len, "input_len"), parse_range(flags.output_len, "output_len")
     return [SHAPES[name].scaled(flags.requests, input_len, output_len) for name in names]

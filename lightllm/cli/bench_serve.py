@@ -13,6 +13,7 @@ from lightllm.bench.load import LoadClient, first_model
 from lightllm.bench.report import command_line, software, write_json
 from lightllm.bench.workloads import TokenRequest, WorkloadShape, make_requests, parse_range
 from lightllm.cli.flags import parse
+from lightllm.config.checks import check_at_least_one, check_positive
 from lightllm.errors import ConfigError, NotReady
 
 
@@ -85,13 +86,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _check(flags: BenchServeFlags) -> None:
-    for name in ("requests", "concurrency", "vocab_size"):
-        if getattr(flags, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, got {getattr(flags, name)}", param=name)
+    check_at_least_one(flags, "requests", "concurrency", "vocab_size")
     if flags.warm_up < 0:
         raise ConfigError(f"warm_up must not be negative, got {flags.warm_up}", param="warm_up")
-    if flags.rate is not None and not 0.0 < flags.rate < float("inf"):
-        raise ConfigError(f"rate must be a positive number, got {flags.rate}", param="rate")
+    check_positive(flags, "rate")
 
 
 async def _load(flags: BenchServeFlags, target: Target) -> LoadResult:

@@ -6,12 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lightllm.cli.flags import ModelFlags, SamplingFlags, parse, settings_of
 from lightllm.cli.precheck import check_model
 from lightllm.cli.sampling import sampling_params
+from lightllm.config.checks import read_text
 from lightllm.config.settings import EngineSettings, SchedulerSettings
 from lightllm.errors import ConfigError
 
@@ -54,20 +54,12 @@ def read_prompts(flags: GenerateFlags) -> list[Any]:
     """Prompts from flags, a file or standard input: texts, or lists of chat messages. Raises ConfigError for none."""
     prompts: list[Any] = list(flags.prompt)
     if flags.prompts_file is not None:
-        prompts += [_parse_line(line) for line in _lines(_read(flags.prompts_file))]
+        prompts += [_parse_line(line) for line in _lines(read_text(flags.prompts_file, "prompts file", "prompts_file"))]
     elif not prompts and not sys.stdin.isatty():
         prompts = [_parse_line(line) for line in _lines(sys.stdin.read())]
     if not prompts:
         raise ConfigError("no prompt: give --prompt TEXT, --prompts-file FILE, or lines on standard input")
     return prompts
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"prompts file {path} cannot be read: {reason}", param="prompts_file") from error
 
 
 def _lines(text: str) -> list[str]:

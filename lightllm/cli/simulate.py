@@ -6,6 +6,7 @@ import platform
 import sys
 from dataclasses import dataclass, fields
 
+from lightllm.config.checks import check_at_least_one, check_not_negative, check_positive
 from lightllm.config.settings import SchedulerSettings
 from lightllm.errors import ConfigError
 from lightllm.scheduler.cost import load_step_cost
@@ -79,15 +80,9 @@ class SimulateCommand:
 
     def _check(self) -> None:
         """Raise ConfigError for a number that no simulation can have."""
-        for name in ("seeds", "clients", "total_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
-        for name in ("rate", "seconds", "ttft_target", "gap_target"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < float("inf"):
-                raise ConfigError(f"{name} must be a positive number, got {value}", param=name)
-        if not 0.0 <= self.warm_up < float("inf"):
-            raise ConfigError(f"warm_up must be a number of at least 0, got {self.warm_up}", param="warm_up")
+        check_at_least_one(self, "seeds", "clients", "total_tokens")
+        check_positive(self, "rate", "seconds", "ttft_target", "gap_target")
+        check_not_negative(self, "warm_up")
 
     def _loads(self) -> list[tuple[str, Workload | list[Job]]]:
         if self.trace is not None:

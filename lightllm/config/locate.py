@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightllm.config.checks import read_text
 from lightllm.errors import CheckpointError, ConfigError
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo"
@@ -38,11 +39,7 @@ def find_tokenizer(name: str | None, model: Path) -> Path:
 
 def read_template(path: str) -> str:
     """The text of a chat template file. Raises ConfigError when it cannot be read."""
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"chat template {path} cannot be read: {reason}", param="chat_template") from error
+    return read_text(path, "chat template", "chat_template")
 
 
 def model_name(name: str | None) -> str:

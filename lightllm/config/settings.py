@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from lightllm.config.checks import check_at_least_one, check_not_negative, check_positive
 from lightllm.errors import ConfigError
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -66,8 +67,7 @@ class EngineSettings:
     """Threads of the CPU backend; auto: OMP_NUM_THREADS if it is set, else one per core."""
 
     def __post_init__(self) -> None:
-        _positive("max_total_tokens", self.max_total_tokens)
-        _positive("cpu_threads", self.cpu_threads)
+        check_at_least_one(self, "max_total_tokens", "cpu_threads")
         if self.cpu_threads is not None and self.cpu_threads > MOST_CPU_THREADS:
             raise ConfigError(f"cpu_threads must be at most {MOST_CPU_THREADS}, got {self.cpu_threads}")
         if self.max_total_tokens == 1:
@@ -150,10 +150,8 @@ class SchedulerSettings:
         return weights
 
     def __post_init__(self) -> None:
-        for name in ("max_running", "max_step_tokens", "chunk_size", "max_waiting", "fixed_output_len"):
-            _positive(name, getattr(self, name))
-        for name in ("admission_interval", "history_window"):
-            _positive(name, getattr(self, name))
+        check_at_least_one(self, "max_running", "max_step_tokens", "chunk_size", "max_waiting", "fixed_output_len")
+        check_at_least_one(self, "admission_interval", "history_window")
         _one_of("policy", self.policy, PolicyName)
         _one_of("estimator", self.estimator, EstimatorName)
         _one_of("preemption", self.preemption, PreemptionName)
@@ -165,10 +163,7 @@ class SchedulerSettings:
         for name in ("reserve", "eviction_target"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}", param=name)
-        for name in ("tpot_target", "ttft_target", "ageing", "vtc_input_weight", "vtc_output_weight"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < float("inf"):
-                raise ConfigError(f"{name} must be a positive number, got {value}", param=name)
+        check_positive(self, "tpot_target", "ttft_target", "ageing", "vtc_input_weight", "vtc_output_weight")
         _ = self.tenant_weights
 
 
@@ -202,16 +197,11 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("frontends", "max_body_bytes"):
-            _positive(name, getattr(self, name))
-        for name in ("drain_seconds", "start_seconds"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)}", param=name)
+        check_at_least_one(self, "frontends", "max_body_bytes")
+        check_not_negative(self, "drain_seconds", "start_seconds")
         if "" in self.api_key:
             raise ConfigError("api_key is empty, which every request would match; leave it out to be open to all")
-        if not 0.0 < self.upload_seconds < float("inf"):
-            message = f"upload_seconds must be a positive number, got {self.upload_seconds}"
-            raise ConfigError(message, param="upload_seconds")
+        check_positive(self, "upload_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +212,6 @@ class Settings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
-
-
-def _positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ConfigError(f"{name} must be at least 1, got {value}")
 
 
 def _number(text: str) -> float:

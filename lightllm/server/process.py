@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -83,7 +83,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.servers = []
         self._opening: set[asyncio.Task[Any]] = set()
-        self._accept_from(sockets or [])
+        for listener in sockets or []:
+            self._accept_from(listener)
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -91,10 +92,9 @@ class _Server(uvicorn.Server):
             asyncio.get_running_loop().remove_reader(listener)
         await super().shutdown(sockets)
 
-    def _accept_from(self, listeners: Sequence[socket.socket]) -> None:
-        for listener in listeners:
-            if listener.fileno() >= 0:  # a pause may end after the listener did
-                asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+    def _accept_from(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:  # a pause may end after the listener did
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -106,7 +106,7 @@ class _Server(uvicorn.Server):
             except OSError as error:  # no more files, or no memory
                 logger.error("no connection is taken for %g s: %s", EXHAUSTED_SECONDS, error.strerror)
                 loop.remove_reader(listener)
-                loop.call_later(EXHAUSTED_SECONDS, self._accept_from, [listener])
+                loop.call_later(EXHAUSTED_SECONDS, self._accept_from, listener)
                 return
             connection.setblocking(False)
             opening = loop.create_task(self._open(connection))

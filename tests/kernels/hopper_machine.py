@@ -58,7 +58,7 @@ class Machine:
             speeds = [group.speed for group in ready] + [speed_of_copies] * len(self._copies)
             (chosen,) = self._random.choices([*ready, *self._copies], speeds)
             if isinstance(chosen, _Group):
-                chosen.turn(self._here)
+                chosen.turn()
             else:
                 chosen.popleft()()
         stuck = [(index, group.waits_for) for index, group in enumerate(self._groups) if not group.ended]
@@ -105,9 +105,9 @@ class _Group:
     def may_run(self) -> bool:
         return not self.ended and self._until()
 
-    def turn(self, here: threading.Semaphore) -> None:
+    def turn(self) -> None:
         self._go.release()
-        here.acquire()
+        self._here.acquire()
 
     def wait(self, until: Callable[[], bool], what: str) -> None:
         self._until, self.waits_for = until, what
