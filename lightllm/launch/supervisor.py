@@ -26,6 +26,8 @@ from lightllm.launch.signals import Signals
 from lightllm.launch.stall import LONGEST_STEP_SECONDS
 from lightllm.launch.topology import Topology
 
+FAILED = 1
+"""Exit code after a failure."""
 DRAIN_GRACE_SECONDS = 5.0
 """After the deadline of a drain, how long frontends may take to end their requests with an error and leave."""
 LEAVE_SECONDS = 5.0
@@ -85,11 +87,13 @@ class Supervisor:
                 self._crew.hear(now)
                 self._crew.keep_deadlines(now)
                 self._go_on(now)
-            return self._exit_code
         finally:
             self._listener.close()
             self._crew.close()
             signals.close()
+        if self._exit_code == FAILED:
+            logger.error("%s", self._crew.failure)  # the last word: no worker is left to say anything
+        return self._exit_code
 
     def health(self) -> dict[str, Any]:
         """The phase, and of each worker its state, generation, process id and whether it is stalled."""
@@ -120,8 +124,7 @@ class Supervisor:
         """Enter the next phase, or end, if it is time."""
         late = self._stop_by is not None and now >= self._stop_by
         if self._crew.failure is not None and self._exit_code is None:
-            logger.error("%s", self._crew.failure)
-            self._exit_code = 1
+            self._exit_code = FAILED
         elif self.phase is Phase.STARTING and self._crew.all_ready:
             self.phase = Phase.SERVING
             logger.info("ready at %s after %.1f s", self._url, now - self._begun)
