@@ -88,7 +88,7 @@ def compare_library(rows: Rows) -> None:
             for name, call in calls.items():
                 case = f"{model.name} {count} x {length} {name}"
                 try:
-                    seconds = time_launches([call] * 3)
+                    seconds = time_launches([call])
                 except Exception as problem:
                     print(f"{case}: {type(problem).__name__}: {str(problem)[:200]}")
                     continue

@@ -21,6 +21,8 @@ WARM_UP = 0.02
 LEAST_SECONDS = 0.004
 FEWEST, MOST = 5, 40
 """Replays that are timed."""
+FEWEST_LAUNCHES = 16
+"""Launches in a graph, which share the microseconds that it takes to start."""
 TURNS = 3
 """Times that each of several groups is timed."""
 
@@ -32,15 +34,21 @@ def copies_of(size: int) -> int:
 
 def time_launches(launches: Sequence[Launch]) -> float:
     """Median seconds of one launch."""
+    launches = _enough(launches)
     return _replay(_record(launches)) / len(launches)
 
 
 def time_in_turn(groups: Sequence[Sequence[Launch]]) -> list[float]:
     """As `time_launches` for each group, timed by turns: a device that comes to its power limit slows down, so that of
     groups timed one after another the later ones would seem the slower."""
+    groups = [_enough(launches) for launches in groups]
     graphs = [_record(launches) for launches in groups]
     turns = [[_replay(graph) for graph in graphs] for _ in range(TURNS)]
     return [_median(times) / len(launches) for times, launches in zip(zip(*turns, strict=True), groups, strict=True)]
+
+
+def _enough(launches: Sequence[Launch]) -> list[Launch]:
+    return [*launches] * math.ceil(FEWEST_LAUNCHES / len(launches))
 
 
 def _replay(graph: torch.cuda.CUDAGraph) -> float:

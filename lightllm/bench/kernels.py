@@ -176,12 +176,11 @@ def _product(num_rows: int, size: int, tokens: int, inputs: Inputs, *, gated: bo
     packer, x = LinearPacker(inputs.device, name), inputs.random(tokens, size)
     weights = product_weights(num_rows, size, inputs)
     ops = [packer(weight, None) for weight in weights]
-    repeats = max(1, 16 // len(weights))
     return Work(
-        [partial(op.gated, x, "silu") if gated else partial(op, x) for op in ops] * repeats,
+        [partial(op.gated, x, "silu") if gated else partial(op, x) for op in ops],
         num_bytes=weights[0].nbytes,
         operations=2 * tokens * num_rows * size,
-        vendor=[partial(_multiply_gated if gated else linear, x, weight) for weight in weights] * repeats,
+        vendor=[partial(_multiply_gated if gated else linear, x, weight) for weight in weights],
     )
 
 
@@ -245,7 +244,7 @@ def _prefill(heads: HeadShape, starts: Sequence[int], lens: Sequence[int], input
     backend = TritonAttention(heads, inputs.device)
     plan = backend.plan(layout, table)
     operations = 4 * pairs * heads.num_q_heads * heads.head_dim
-    return Work([partial(backend.run, q, *pool, plan, params)] * 3, operations=operations)
+    return Work([partial(backend.run, q, *pool, plan, params)], operations=operations)
 
 
 def _sampling(model: ModelShape, inputs: Inputs) -> Iterator[Case]:

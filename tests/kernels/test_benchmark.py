@@ -158,6 +158,13 @@ def test_a_time_is_that_of_one_launch() -> None:
     assert 1.5 < twice / once < 2.5
 
 
+def test_what_a_graph_takes_to_start_is_shared_by_many_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_timing, "_record", lambda launches: launches)
+    monkeypatch.setattr(kernel_timing, "_replay", lambda launches: 8.0 + len(launches))
+    assert kernel_timing.time_launches(["a", "b", "c"]) == (8 + 18) / 18  # type: ignore[list-item]
+    assert kernel_timing.time_in_turn([["a"] * 32, ["b"]]) == [40 / 32, 24 / 16]  # type: ignore[list-item]
+
+
 def test_groups_are_timed_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """What slows all down for a while slows none of them in particular."""
     seen: list[str] = []
@@ -167,6 +174,7 @@ def test_groups_are_timed_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(graph)
         return next(slow) * {"a": 4.0, "b": 2.0, "c": 6.0}[graph]
 
+    monkeypatch.setattr(kernel_timing, "FEWEST_LAUNCHES", 1)
     monkeypatch.setattr(kernel_timing, "_record", lambda launches: launches[0])
     monkeypatch.setattr(kernel_timing, "_replay", replay)
     assert kernel_timing.time_in_turn([["a", "a"], ["b"], ["c"] * 3]) == [4.0, 4.0, 4.0]  # type: ignore[list-item]

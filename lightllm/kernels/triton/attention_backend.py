@@ -46,6 +46,8 @@ MOST_NARROW = 2**31 - 1
 LOG2_E = 1.4426950408889634
 CACHE_BYTES = 24 << 20
 """Keys and values that tiles at work at the same time may share: half the L2 cache of an H100 or H200."""
+MOST_PARTS = 16
+"""Parts that two warps merge at a time. Decodes in few parts are merged by one, which need not exchange anything."""
 MERGING_PROGRAMS = 2
 """Programs on each multiprocessor that merge parts: in most steps of most sizes they find nothing to merge."""
 
@@ -224,7 +226,9 @@ class TritonAttention:
         else:
             self._launch_portable(q, k_cache, v_cache, out, table, launch, params)
         if launch.num_merges:
-            num_units = shape.num_q_heads * launch.num_merges * launch.most_merged
+            num_units, parts = shape.num_q_heads * launch.num_merges * launch.most_merged, MOST_PARTS
+            if launch.most_tokens == 1:
+                parts = min(parts, max(4, next_power_of_2(launch.num_items // launch.num_merges)))
             merge_kernel[(min(num_units, MERGING_PROGRAMS * self._launcher.num_processors),)](
                 out,
                 scratch.values,
@@ -238,8 +242,8 @@ class TritonAttention:
                 MERGE_SIZE=MERGE_SIZE,
                 BLOCK_M=tiling.rows,
                 BLOCK_D=self._block_d,
-                BLOCK_PARTS=max(8, 2048 // self._block_d),
-                num_warps=2,
+                BLOCK_PARTS=parts,
+                num_warps=2 if parts == MOST_PARTS else 1,
                 **self._launcher.options,
             )
 
