@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -224,6 +226,22 @@ def test_results_come_in_order() -> None:
     harness.launch()
     with pytest.raises(AssertionError, match="result of step 9, expected 0"):
         harness.scheduler.apply(StepResult(9, np.array([5], np.int32), np.array([1], np.int32)), 0.0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_a_row_takes_memory_for_what_it_holds() -> None:
+    """Huge pages would take megabytes for each, and the time to clear them from the step that opens it."""
+    harness = make_harness(1 << 16, max_len=1 << 16, max_running=64)
+    for token in range(16):
+        harness.submit([2 + token], 1)
+    before = resident_bytes()
+    plan = harness.scheduler.schedule(0.0)
+    assert plan is not None and plan.num_sequences == 16
+    assert resident_bytes() - before < 2 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.parametrize(
