@@ -32,7 +32,7 @@ class RowTables:
         self.history[self.spare_row, 0] = NO_TOKEN
         self.table = torch.full(shape, spare_slot, dtype=torch.int32, device=device)
         self._prompt_lens: Int64 = np.zeros(max_rows + 1, np.int64)
-        self._to_write: list[tuple[Tensor, int, int, Int32]] = []
+        self._to_write: list[_Writes] = []
 
     def update(self, plan: StepPlan) -> None:
         """Write the known tokens of rows that now belong to a request, and slots the prefix tree gave or replaced.
@@ -42,18 +42,50 @@ class RowTables:
         """
         for opened in plan.opened:
             self._prompt_lens[opened.row] = opened.prompt_len
-            self._to_write.append((self.history, opened.row, 0, opened.tokens))
-        self._to_write += [(self.table, patch.row, patch.start, patch.slots) for patch in plan.patches]
+            self._note(self.history, opened.row, 0, opened.tokens)
+        for patch in plan.patches:
+            self._note(self.table, patch.row, patch.start, patch.slots)
         if not self._to_write:
             return
-        tensors = upload([values.astype(np.int64) for *_, values in self._to_write], self._device)
-        for (target, row, start, _), values in zip(self._to_write, tensors, strict=True):
-            target[row, start : start + len(values)] = values
+        arrays = [array for writes in self._to_write for array in writes.arrays()]
+        tensors = upload(arrays, self._device)
+        for writes, places, values in zip(self._to_write, tensors[::2], tensors[1::2], strict=True):
+            writes.target.view(-1).scatter_(0, places, values)
         self._to_write = []
+
+    def _note(self, target: Tensor, row: int, start: int, values: Int32) -> None:
+        """Add to what is written, together where the order does not matter: as long as no row comes again."""
+        latest = next((writes for writes in reversed(self._to_write) if writes.target is target), None)
+        if latest is None or row in latest.rows:
+            latest = _Writes(target)
+            self._to_write.append(latest)
+        latest.add(row, start, values)
 
     def prompt_lens(self, rows: NDArray[np.int32]) -> Int64:
         """Prompt lengths [S] of the given rows."""
         return self._prompt_lens[rows]
+
+
+class _Writes:
+    """Values for places of different rows of one tensor."""
+
+    __slots__ = ("_values", "_where", "rows", "target")
+
+    def __init__(self, target: Tensor) -> None:
+        self.target = target
+        self.rows: set[int] = set()
+        self._where: list[Int64] = []
+        self._values: list[Int32] = []
+
+    def add(self, row: int, start: int, values: Int32) -> None:
+        first = row * self.target.shape[1] + start
+        self.rows.add(row)
+        self._where.append(np.arange(first, first + len(values)))
+        self._values.append(values)
+
+    def arrays(self) -> tuple[Int64, Int32]:
+        """Indices into the flat tensor [N], and the values [N]."""
+        return np.concatenate(self._where), np.concatenate(self._values).astype(np.int32, copy=False)
 
 
 class FlatTokens:

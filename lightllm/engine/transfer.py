@@ -12,6 +12,7 @@ from torch import Tensor
 from lightllm.kernels.ops.contracts import Move
 from lightllm.kernels.transfer import ALIGNMENT, Transfer
 
+Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 STEPS = 8
@@ -20,7 +21,7 @@ BLOCK_BYTES = 1 << 17
 """Room for the ids and log-probabilities of twenty likeliest tokens of 512 requests."""
 
 
-def upload(arrays: Sequence[Int64], device: torch.device) -> list[Tensor]:
+def upload(arrays: Sequence[Int32 | Int64], device: torch.device) -> list[Tensor]:
     """Integer arrays on the device, in one asynchronous copy."""
     transfer = Transfer(device)
     uploads = [transfer.add(array) for array in arrays]

@@ -40,3 +40,22 @@ def test_what_had_no_memory_is_written_with_the_next_step(monkeypatch: pytest.Mo
     tables.table.fill_(99)
     tables.update(make_plan((), ()))
     assert (tables.table == 99).all(), "written once"
+
+
+def test_later_patches_of_a_row_win_and_rows_do_not_mix() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        tables = RowTables(5, 12, spare_slot=99, device=torch.device("cpu"))
+        history, table = tables.history.clone(), tables.table.clone()
+        for _ in range(3):
+            opened = tuple(row_of(int(row), *random.integers(1, 50, 1 + row)) for row in random.permutation(5)[:3])
+            patches = tuple(
+                TablePatch(int(row), int(start), random.integers(0, 90, 4, dtype=np.int32))
+                for row, start in random.integers(0, 5, (6, 2))
+            )
+            tables.update(make_plan(opened, patches))
+            for first in opened:
+                history[first.row, : len(first.tokens)] = torch.from_numpy(first.tokens)
+            for patch in patches:
+                table[patch.row, patch.start : patch.start + 4] = torch.from_numpy(patch.slots)
+        assert torch.equal(tables.history, history) and torch.equal(tables.table, table)
