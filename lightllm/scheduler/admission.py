@@ -19,8 +19,9 @@ _MOST_DONORS = 8
 
 
 class Admission:
-    """Asks the estimator. `extra_tokens` are slots that every running request may take beyond its own tokens in a
-    step (speculative ones); `chunk` is the longest piece of a prompt in a step."""
+    """Asks the estimator, unless there is room whatever becomes of the requests. `extra_tokens` are slots that every
+    running request may take beyond its own tokens in a step (speculative ones); `chunk` is the longest piece of a
+    prompt in a step."""
 
     def __init__(
         self, memory: TokenMemory, lengths: Lengths, estimator: Estimator, *, chunk: int, extra_tokens: int = 0
@@ -31,19 +32,18 @@ class Admission:
         self._chunk = chunk
         self._extra_tokens = extra_tokens
         self._running: Int64 = np.empty(0, np.int64)
+        self._load: Load | None = None
         self._forecast: Forecast | None = None
 
     def begin(self, running: Int64) -> None:
         """A pass begins; `running` are the indices of the running requests."""
         self._running = running
-        self._forecast = None
+        self._load = self._forecast = None
 
     def fits(self, request: Request, matchable: Tokens, prompts: list[Request]) -> bool:
         """Whether `request` may join; `prompts` are the running ones whose prompt is in progress."""
         peek = self._memory.peek(matchable, request.submit.cache_salt)
         request.promised_len = _promised(request, matchable, prompts, peek.matched_len)
-        if self._forecast is None:
-            self._forecast = self._estimator.forecast(self._load())
         known = request.known_len
         covered = max(peek.matched_len, request.promised_len)
         newcomer = Load.of_one(
@@ -54,14 +54,20 @@ class Admission:
             tenant=request.tenant,
         )
         shared = self._memory.num_locked - self._memory.num_exclusive
-        peak = shared + self._forecast.peak_with(newcomer)
-        if peak > self._estimator.capacity(self._memory.total):
+        room = self._estimator.capacity(self._memory.total) - shared
+        if self._forecast is None:
+            load = self._running_load() if self._load is None else self._load
+            if load.most + newcomer.most <= room:
+                self._load = load.plus(newcomer)
+                return True
+            self._forecast = self._estimator.forecast(load)
+        if self._forecast.peak_with(newcomer) > room:
             self._estimator.on_refuse()
             return False
         self._forecast.accept()
         return True
 
-    def _load(self) -> Load:
+    def _running_load(self) -> Load:
         lengths, index = self._lengths, self._running
         known = lengths.known[index]
         covered = np.maximum(lengths.matched[index], lengths.promised[index])

@@ -33,6 +33,11 @@ class Load:
     def __len__(self) -> int:
         return len(self.held)
 
+    @property
+    def most(self) -> int:
+        """What no peak can pass: all that they hold once each has used all of its limit."""
+        return int(self.held.sum() + self.allowed.sum())
+
     def plus(self, other: Load) -> Load:
         """Both, one after the other."""
         return Load(

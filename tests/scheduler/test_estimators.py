@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
+from device import make_harness
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightllm.config.settings import SchedulerSettings
-from lightllm.scheduler.estimators import Ended, Estimator, make_estimator
+from lightllm.config.settings import EstimatorName, SchedulerSettings
+from lightllm.scheduler.estimators import Ended, Estimator, Forecast, make_estimator
 from lightllm.scheduler.load import Load
 from lightllm.scheduler.past_future import PastFuture
 from lightllm.scheduler.peak import future_peak, load_peak
@@ -88,6 +91,39 @@ def test_the_peak_lies_between_now_and_the_worst_case() -> None:
     peak = estimator.forecast(load).peak_with(newcomer)
     worst = load_peak(load.plus(newcomer), load.plus(newcomer).allowed[None])[0]
     assert load.held.sum() + 300 < peak < worst
+
+
+@pytest.mark.parametrize("name", get_args(EstimatorName))
+def test_no_peak_passes_what_all_hold_at_their_limits(name: str) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        estimator = make_estimator(SchedulerSettings(estimator=name))  # type: ignore[arg-type]
+        feed(estimator, random.integers(1, 900, random.integers(0, 60)).tolist())
+        requests = random.integers(0, 1000, (5, 3))
+        load = load_of(*map(tuple, requests[:4]))
+        load = Load(load.held + 10, load.generated, load.allowed, random.integers(0, 10, 4), load.tenant)
+        newcomer = load_of(tuple(requests[4]))
+        assert estimator.forecast(load).peak_with(newcomer) <= load.plus(newcomer).most
+
+
+def test_the_estimator_is_asked_only_where_room_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    forecast = PastFuture.forecast
+
+    def note(self: PastFuture, load: Load) -> Forecast:
+        asked.append(len(load))
+        return forecast(self, load)
+
+    monkeypatch.setattr(PastFuture, "forecast", note)
+    harness = make_harness(64)
+    for _ in range(3):
+        harness.submit([2, 3], 18, ignore_eos=True)
+    assert harness.launch().num_sequences == 3 and not asked, "three of 20 tokens each fit whatever comes"  # type: ignore[union-attr]
+    harness.submit([4, 5], 18, ignore_eos=True)
+    harness.launch()
+    assert asked == [3]
+    harness.drain()
+    harness.assert_outputs()
 
 
 def test_the_forecast_is_the_limit_of_many_samples() -> None:
