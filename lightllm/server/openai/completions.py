@@ -145,9 +145,10 @@ class _Answer:
         writers: list[_ChoiceWriter] = []
         for ids, text in prompts:
             echo = (_decode(tokenizer, ids, hides) if text is None else text) if request.echo else None
+            before = ids if echo is None else ()
             for _ in range(generation.n):
                 top = request.logprobs
-                logprobs = None if top is None else CompletionLogprobsWriter(names, top, hides)
+                logprobs = None if top is None else CompletionLogprobsWriter(names, top, hides, before)
                 writers.append(_ChoiceWriter(len(writers), ids, echo, logprobs))
         return cls(generation, writers, request, names, f"cmpl-{uuid.uuid4().hex}", int(time.time()), model)
 

@@ -61,12 +61,14 @@ class CompletionLogprobsWriter:
     """Collects the tokens of one choice; `take` gives those since the last time.
 
     A text offset counts the characters that begin before the token, so it is right inside a character too.
+    `before` are the ids in front of the first one added.
     """
 
-    def __init__(self, names: TokenNames, num_top: int, hide_special: bool) -> None:
+    def __init__(self, names: TokenNames, num_top: int, hide_special: bool, before: Sequence[int] = ()) -> None:
         self._names = names
         self._num_top = num_top
         self._hidden = names.tokenizer.special_ids if hide_special else frozenset()
+        self._starts_text = self._hidden.issuperset(before)
         self._offset = 0
         self._new = _empty()
 
@@ -82,8 +84,17 @@ class CompletionLogprobsWriter:
             new.top_logprobs.append(None if entry is None else self._top(token_id, entry))
             new.text_offset.append(self._offset)
             if not self._is_hidden(token_id, echo):
-                data = self._names.tokenizer.token_bytes(token_id)
-                self._offset += sum(byte & 0xC0 != 0x80 for byte in data)
+                self._offset += self._num_chars(token_id)
+
+    def _num_chars(self, token_id: int) -> int:
+        """Characters that begin in a token that is shown; some decoders drop a space where a text starts."""
+        tokenizer = self._names.tokenizer
+        data = tokenizer.token_bytes(token_id)
+        count = sum(byte & 0xC0 != 0x80 for byte in data)
+        if data and self._starts_text:
+            self._starts_text = False
+            count -= len(tokenizer.token_text(token_id)) - len(tokenizer.decode([token_id], skip_special_tokens=False))
+        return count
 
     def _is_hidden(self, token_id: int, echo: str | None) -> bool:
         if echo is None:
