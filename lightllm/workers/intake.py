@@ -95,11 +95,15 @@ class Intake:
             raise InvalidRequest(message, param="allowed_token_ids")
 
     def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Token id sequences of each word, at the start of a text and after a space. Raises InvalidRequest."""
+        """Token id sequences of each word, within a text and after a space; spaces in front of it do not count.
+        Raises InvalidRequest."""
         found: dict[tuple[int, ...], None] = {}
         for word in words:
-            bare = tuple(self._tokenizer.encode(word.lstrip(), add_special_tokens=False))
-            spaced = tuple(self._tokenizer.encode(" " + word.lstrip(), add_special_tokens=False))
+            text = word.lstrip(" ")
+            bare = tuple(self._tokenizer.encode(text, add_special_tokens=False))
+            spaced = tuple(self._tokenizer.encode(" " + text, add_special_tokens=False))
+            if len(bare) > 1 and self._tokenizer.token_text(bare[0]) == " ":
+                bare = bare[1:]  # the tokenizer put a space in front, which within a text need not be there
             if not bare or len(bare) > MAX_BAD_WORD_TOKENS:
                 shown = f"bad_words entry {word[:40]!r} has {len(bare)} tokens"
                 raise InvalidRequest(f"{shown}; allowed are 1 to {MAX_BAD_WORD_TOKENS}", param="bad_words")
