@@ -151,10 +151,12 @@ def check_token_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
+    """`name` begins with the field's."""
+    param = name.partition(" ")[0]
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be an integer, got {_shown(value)}", param=name)
+        raise InvalidRequest(f"{name} must be an integer, got {_shown(value)}", param=param)
     if not low <= value <= high:
-        raise InvalidRequest(f"{name} must be between {low} and {high}, got {_shown(value)}", param=name)
+        raise InvalidRequest(f"{name} must be between {low} and {high}, got {_shown(value)}", param=param)
 
 
 def _number(name: str, value: object, low: float, high: float, *, low_open: bool = False) -> None:

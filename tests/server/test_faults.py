@@ -96,6 +96,8 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "logit_bias key": (CHAT, {"messages": HELLO, "logit_bias": {"a": 1}}, "logit_bias", "token ids, got 'a'"),
     "logit_bias twice": (CHAT, {"messages": HELLO, "logit_bias": {"5": 1, "05": 2}}, "logit_bias", "once as '05'"),
     "logit_bias value": (CHAT, {"messages": HELLO, "logit_bias": {"1": 101}}, "logit_bias", "[-100, 100]"),
+    "huge logit_bias key": (CHAT, {"messages": HELLO, "logit_bias": {str(1 << 31): 1}}, "logit_bias", "2147483647"),
+    "negative stop id": (CHAT, {"messages": HELLO, "stop_token_ids": [-1]}, "stop_token_ids", "got -1"),
     "logit_bias id": (CHAT, {"messages": HELLO, "logit_bias": {"600": 1}}, "logit_bias", "ids 0 to 599"),
     "allowed ids": (CHAT, {"messages": HELLO, "allowed_token_ids": [601]}, "allowed_token_ids", "601"),
     "allowed end": (CHAT, {"messages": HELLO, "allowed_token_ids": [1], "min_tokens": 1}, "allowed_token_ids",
