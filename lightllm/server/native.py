@@ -209,6 +209,8 @@ def _params(
     recommended = float(defaults.get("temperature", 0.0)) > 0.0
     samples = recommended if parameters.do_sample is None else parameters.do_sample
     values: dict[str, Any] = {name: defaults[name] for name in INHERITED if defaults.get(name) is not None}
+    if samples and not recommended:
+        values.pop("temperature", None)  # who asks for samples does not want a model's default of 0
     direct = (*INHERITED, "presence_penalty", "frequency_penalty", "ignore_eos", "seed", "skip_special_tokens")
     values |= {name: value for name in direct if (value := getattr(parameters, name)) is not None}
     if parameters.allowed_token_ids:

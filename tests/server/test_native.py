@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -58,6 +59,15 @@ def test_stream(http: httpx.Client, server: LiveServer) -> None:
     assert [event["finished"] for event in events] == [False] * (len(ids) - 1) + [True]
     assert events[-1]["finish_reason"] == "stop" and events[0]["finish_reason"] is None
     assert events[0]["generated_text"] is None and events[0]["details"] is None
+
+
+def test_samples_where_the_default_is_greedy(own_server: Callable[..., LiveServer]) -> None:
+    server = own_server()
+    server.start_workers(generation_defaults={"temperature": 0.0})
+    with httpx.Client(base_url=server.url) as http:
+        for parameters in ({}, {"do_sample": True}, {"do_sample": True, "temperature": 0.5}):
+            assert http.post("/generate", json={"inputs": "one", "parameters": parameters}).status_code == 200
+    assert [submit.params.temperature for submit in server.engine.submits] == [0.0, 1.0, 0.5]
 
 
 def test_an_error_in_a_stream_is_an_event(http: httpx.Client, server: LiveServer) -> None:
