@@ -186,7 +186,8 @@ async def _start(request: Request, frontend: Frontend, *, streams: bool) -> tupl
     with frontend.tally.refusals(terms.tenant), in_terms_of({**NAMES, "prompt": "inputs"}):
         params = _params(parameters, frontend.generation_defaults, wants_logprobs=streams or parameters.return_details)
         if streams and params.n > 1:
-            raise InvalidRequest(f"a stream has 1 choice, but best_of is {params.n}", param="best_of")
+            name = "n" if parameters.best_of is None else "best_of"
+            raise InvalidRequest(f"a stream has 1 choice, but {name} is {params.n}", param=name)
         if isinstance(fields.inputs, str):
             ids = await frontend.encode(fields.inputs, parameters.add_special_tokens is not False)
         else:

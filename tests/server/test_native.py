@@ -77,6 +77,13 @@ def test_an_error_in_a_stream_is_an_event(http: httpx.Client, server: LiveServer
     assert last["error"]["code"] == "engine_error"
 
 
+def test_a_stream_has_one_choice(http: httpx.Client) -> None:
+    for name in ("n", "best_of"):
+        body = {"inputs": "a", "parameters": {name: 2, "do_sample": True}}
+        error = fault(http.post("/generate_stream", json=body))
+        assert (error["param"], error["message"]) == (name, f"a stream has 1 choice, but {name} is 2")
+
+
 def test_fields_that_ask_for_nothing_pass(http: httpx.Client) -> None:
     body = {"inputs": "one", "multimodal_params": {"images": []}, "stream": False, "parameters": {"max_new_tokens": 2}}
     assert http.post("/generate", json=body).status_code == 200
