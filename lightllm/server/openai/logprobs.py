@@ -66,7 +66,7 @@ class CompletionLogprobsWriter:
 
     def __init__(self, names: TokenNames, num_top: int, hide_special: bool, before: Sequence[int] = ()) -> None:
         self._names = names
-        self._num_top = num_top
+        self.num_top = num_top
         self._hidden = names.tokenizer.special_ids if hide_special else frozenset()
         self._starts_text = self._hidden.issuperset(before)
         self._offset = 0
@@ -109,7 +109,7 @@ class CompletionLogprobsWriter:
     def _top(self, token_id: int, entry: TopLogprobs) -> dict[str, float]:
         """The likeliest tokens and the chosen one; of tokens that look alike the likeliest is shown."""
         top: dict[str, float] = {}
-        for other, logprob in entry.pairs()[: self._num_top]:
+        for other, logprob in entry.pairs()[: self.num_top]:
             top.setdefault(self._names(other), finite(logprob))
         top.setdefault(self._names(token_id), finite(entry.logprob))
         return top
