@@ -191,9 +191,11 @@ def _strings(name: str, values: Sequence[object], most: int, most_chars: int) ->
             raise InvalidRequest(f"{name} has a string of {len(value)} characters, at most {most_chars}", param=name)
 
 
-def _token_ids(name: str, values: Sequence[object], most: int) -> None:
+def _token_ids(name: str, values: Sequence[int], most: int) -> None:
     if len(values) > most:
         raise InvalidRequest(f"{name} has {len(values)} entries, at most {most}", param=name)
+    if set(map(type, values)) == {int} and min(values) >= 0 and max(values) < 1 << 31:
+        return  # quick even for a whole vocabulary: the engine checks them once more
     for value in values:
         _integer(f"{name} entry", value, 0, (1 << 31) - 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -39,3 +40,27 @@ def test_a_wrong_type_is_named(name: str, value: Any, said: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^{name} .*{said}") as caught:
         SamplingParams(**{name: value})
     assert caught.value.param == name
+
+
+def test_a_whole_vocabulary_is_checked_at_once() -> None:
+    """The engine's loop reads the parameters, too: a call for each id would hold up what runs."""
+
+    def calls(ids: range) -> int:
+        count = 0
+
+        def on_event(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        before = sys.getprofile()
+        sys.setprofile(on_event)
+        try:
+            SamplingParams(allowed_token_ids=tuple(ids))
+        finally:
+            sys.setprofile(before)
+        return count
+
+    assert calls(range(1000)) == calls(range(10))
+    for wrong in ([*range(1000), -1], [*range(1000), True], [*range(1000), 1 << 31], [*range(1000), 1.0]):
+        with pytest.raises(InvalidRequest, match=f"allowed_token_ids entry .* got {wrong[-1]}"):
+            SamplingParams(allowed_token_ids=wrong)  # type: ignore[arg-type]
