@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -42,3 +43,19 @@ def test_offsets_of_an_output(kind: str, prompt: str, tmp_path: Path) -> None:
     detokenizer = Detokenizer(tokenizer, before)
     pieces = [detokenizer.push([token_id]) for token_id in ids]
     assert writer.take().text_offset == [sum(map(len, pieces[:place])) for place in range(len(ids))]
+
+
+@pytest.mark.parametrize("echoed", [0, 7])
+def test_offsets_among_bytes_that_are_no_text(echoed: int, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(save(BUILDERS["byte_level"](), tmp_path / "bytes", **NAMED["byte_level"]))
+    size, random = len(tokenizer.vocabulary.contents), Random(0)
+    for _ in range(50):
+        ids = [random.randrange(size) for _ in range(30)]
+        writer = CompletionLogprobsWriter(TokenNames(tokenizer, False), 0, True)
+        echo = tokenizer.decode(ids[:echoed])
+        if echoed:
+            writer.add(ids[:echoed], [None] * echoed, echo)
+        writer.add(ids[echoed:], [None] * (30 - echoed))
+        expected = [len(tokenizer.decode(ids[:place])) for place in range(echoed)]
+        expected += [len(echo) + len(tokenizer.decode(ids[echoed:place])) for place in range(echoed, 30)]
+        assert writer.take().text_offset == expected

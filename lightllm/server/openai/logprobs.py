@@ -6,6 +6,7 @@ infinity is no JSON number; it becomes -9999.
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
 from collections.abc import Sequence
 from typing import Final
 
@@ -69,7 +70,8 @@ class CompletionLogprobsWriter:
         self.num_top = num_top
         self._hidden = names.tokenizer.special_ids if hide_special else frozenset()
         self._starts_text = self._hidden.issuperset(before)
-        self._offset = 0
+        self._given = 0
+        self._unfinished = b""  # of a character
         self._new = _empty()
 
     def add(self, token_ids: Sequence[int], found: Sequence[TopLogprobs | None], echo: str | None = None) -> None:
@@ -84,17 +86,26 @@ class CompletionLogprobsWriter:
             new.top_logprobs.append(None if entry is None else self._top(token_id, entry))
             new.text_offset.append(self._offset)
             if not self._is_hidden(token_id, echo):
-                self._offset += self._num_chars(token_id)
+                self._show(token_id)
+        if echo is not None:
+            self._given, self._unfinished = self._offset, b""  # the output does not go on with it
 
-    def _num_chars(self, token_id: int) -> int:
-        """Characters that begin in a token that is shown; some decoders drop a space where a text starts."""
+    @property
+    def _offset(self) -> int:
+        return self._given + bool(self._unfinished)
+
+    def _show(self, token_id: int) -> None:
+        """Count a token's characters, U+FFFD among them; some decoders drop a space where a text starts."""
         tokenizer = self._names.tokenizer
         data = tokenizer.token_bytes(token_id)
-        count = sum(byte & 0xC0 != 0x80 for byte in data)
         if data and self._starts_text:
             self._starts_text = False
-            count -= len(tokenizer.token_text(token_id)) - len(tokenizer.decode([token_id], skip_special_tokens=False))
-        return count
+            shown = tokenizer.decode([token_id], skip_special_tokens=False)
+            self._given -= len(tokenizer.token_text(token_id)) - len(shown)
+        data = self._unfinished + data
+        text, used = utf_8_decode(data, "replace", False)
+        self._given += len(text)
+        self._unfinished = data[used:]
 
     def _is_hidden(self, token_id: int, echo: str | None) -> bool:
         if echo is None:
