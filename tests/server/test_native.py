@@ -94,8 +94,12 @@ def test_mistakes_are_400(http: httpx.Client) -> None:
         ({}, "inputs"),
         ({"inputs": 5}, "inputs"),
         ({"inputs": [5, "a"]}, "inputs[1]"),
-        ({"inputs": "a", "parameters": {"best_of": 2, "n": 1}}, "n"),
+        ({"inputs": "a", "parameters": {"best_of": 2, "n": 1}}, "best_of"),
         ({"inputs": "a", "parameters": {"stop_sequences": [[1, 2]]}}, "parameters.stop_sequences[0]"),
+        ({"inputs": "a", "parameters": {"stop_sequences": [[9999]]}}, "stop_sequences"),
+        ({"inputs": "a", "parameters": {"stop_sequences": [[id_] for id_ in range(257)]}}, "stop_sequences"),
+        ({"inputs": "a", "parameters": {"best_of": 100}}, "best_of"),
+        ({"inputs": "a", "parameters": {"n": 100}}, "n"),
         ({"inputs": "a", "parameters": {"temperature": -1, "do_sample": True}}, "temperature"),
         ({"inputs": "a", "parameters": {"temperature": -1}}, "temperature"),
         ({"inputs": "a", "max_new_tokens": 5}, "max_new_tokens"),
@@ -105,4 +109,6 @@ def test_mistakes_are_400(http: httpx.Client) -> None:
         ({"inputs": "a", "stream": True}, "stream"),
     ]:
         response = http.post("/generate", json=body)
-        assert (response.status_code, fault(response)["param"]) == (400, param)
+        error = fault(response)
+        assert (response.status_code, error["param"]) == (400, param)
+        assert "stop_token_ids" not in error["message"]
