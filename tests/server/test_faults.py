@@ -93,6 +93,8 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
                           "top_logprobs must be between 0 and 20, got 21"),
     "streamed prompt_logprobs": (CHAT, {"messages": HELLO, "stream": True, "prompt_logprobs": 1}, "prompt_logprobs",
                                  "cannot be streamed"),
+    "prompt_logprobs beside an echo": (TEXT, {"prompt": "a", "echo": True, "logprobs": 3, "prompt_logprobs": -2},
+                                       "prompt_logprobs", "got -2"),
     "logit_bias key": (CHAT, {"messages": HELLO, "logit_bias": {"a": 1}}, "logit_bias", "token ids, got 'a'"),
     "logit_bias twice": (CHAT, {"messages": HELLO, "logit_bias": {"5": 1, "05": 2}}, "logit_bias", "once as '05'"),
     "logit_bias value": (CHAT, {"messages": HELLO, "logit_bias": {"1": 101}}, "logit_bias", "[-100, 100]"),

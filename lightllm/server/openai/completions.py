@@ -80,7 +80,7 @@ def _prompt_top(completion: CompletionRequest) -> int | None:
     """Alternatives to find for each prompt token: for prompt_logprobs, and for an echo with log-probabilities."""
     echoed = completion.logprobs if completion.echo else None
     asked = completion.prompt_logprobs
-    if asked is None or echoed is None or asked == WHOLE_VOCABULARY:
+    if asked is None or echoed is None or asked < 0:  # the whole vocabulary, or a mistake
         return echoed if asked is None else asked
     return max(asked, echoed)
 
