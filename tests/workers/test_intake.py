@@ -25,6 +25,8 @@ def forbidden(tokenizer: Tokenizer, words: Sequence[str], text: str) -> bool:
         ("\t", "one\ttwo"),
         ("\nHuman:", "one\nHuman: two"),
         ("日", "中日"),
+        ("?", "one?"),
+        ("fox", "(fox"),
         ("fox", "one fox"),
         ("  fox", "one fox"),
         ("fox", "fox"),
