@@ -6,7 +6,6 @@ It knows the meaning and range of each field; it does not know a tokenizer or a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
@@ -27,12 +26,20 @@ MAX_PROMPT_LOGPROBS = 100
 WHOLE_VOCABULARY = -1
 GREEDY_TEMPERATURE = 1e-5
 """Temperatures below this are served as greedy decoding (division by them would overflow float32)."""
+_FLAGS = (
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "detokenize",
+)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Sampling parameters of one request; the defaults are those of the OpenAI API.
 
-    `max_tokens=None` means: until the context is full. `top_k` of -1 or 0 is off. `logprobs=k` returns the chosen
+    `max_tokens=None` means: until the context is full. None for a list is an empty one, except that
+    `allowed_token_ids=None` allows every token. `top_k` of -1 or 0 is off. `logprobs=k` returns the chosen
     token and the k likeliest of each step; `prompt_logprobs` likewise for the prompt, -1 for the whole vocabulary.
     Without `detokenize` only ids come back, no text, and stop strings are refused.
     Raises InvalidRequest when a value is out of range.
@@ -79,10 +86,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             msgspec.structs.force_setattr(self, "stop", (self.stop,))
         for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
             value = getattr(self, name)
-            if isinstance(value, list):
-                msgspec.structs.force_setattr(self, name, tuple(value))
+            if isinstance(value, list) or (value is None and name != "allowed_token_ids"):
+                msgspec.structs.force_setattr(self, name, tuple(value or ()))
             elif value is not None and not isinstance(value, tuple):
                 raise InvalidRequest(f"{name} must be a list, got {type(value).__name__}", param=name)
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequest(f"{name} must be True or False, got {_shown(getattr(self, name))}", param=name)
 
     def _check_lengths(self) -> None:
         _integer("n", self.n, 1, MAX_N)
@@ -116,7 +126,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if not self.allowed_token_ids:
                 raise InvalidRequest("allowed_token_ids must not be empty", param="allowed_token_ids")
             _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
-        bias = self.logit_bias or {}
+        bias = {} if self.logit_bias is None else self.logit_bias
+        if not isinstance(bias, dict):
+            message = f"logit_bias must be a dict of token ids and numbers, got {type(bias).__name__}"
+            raise InvalidRequest(message, param="logit_bias")
         if len(bias) > MAX_LOGIT_BIAS:
             raise InvalidRequest(f"logit_bias has {len(bias)} entries, at most {MAX_LOGIT_BIAS}", param="logit_bias")
         for token_id, value in bias.items():
@@ -151,17 +164,19 @@ def check_token_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
+    """`name` begins with the field's."""
+    param = name.partition(" ")[0]
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be an integer, got {_shown(value)}", param=name)
+        raise InvalidRequest(f"{name} must be an integer, got {_shown(value)}", param=param)
     if not low <= value <= high:
-        raise InvalidRequest(f"{name} must be between {low} and {high}, got {_shown(value)}", param=name)
+        raise InvalidRequest(f"{name} must be between {low} and {high}, got {_shown(value)}", param=param)
 
 
 def _number(name: str, value: object, low: float, high: float, *, low_open: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequest(f"{name} must be a number, got {_shown(value)}", param=name)
     inside = (low < value if low_open else low <= value) and value <= high
-    if not math.isfinite(value) or not inside:
+    if not inside:
         interval = f"{'(' if low_open else '['}{low:g}, {high:g}]"
         raise InvalidRequest(f"{name} must lie in {interval}, got {_shown(value)}", param=name)
 
@@ -176,9 +191,11 @@ def _strings(name: str, values: Sequence[object], most: int, most_chars: int) ->
             raise InvalidRequest(f"{name} has a string of {len(value)} characters, at most {most_chars}", param=name)
 
 
-def _token_ids(name: str, values: Sequence[object], most: int) -> None:
+def _token_ids(name: str, values: Sequence[int], most: int) -> None:
     if len(values) > most:
         raise InvalidRequest(f"{name} has {len(values)} entries, at most {most}", param=name)
+    if set(map(type, values)) == {int} and min(values) >= 0 and max(values) < 1 << 31:
+        return  # quick even for a whole vocabulary: the engine checks them once more
     for value in values:
         _integer(f"{name} entry", value, 0, (1 << 31) - 1)
 

@@ -25,10 +25,13 @@ ANYTHING = -1
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """One row's bad words: ids always banned, and longer words."""
+    """One row's bad words: ids always banned; of Q longer words how many tokens they have [Q], all but the last of
+    these [Q, longest], filled with ANYTHING on the left, and the last [Q]."""
 
     single: Int64
-    longer: tuple[tuple[int, ...], ...]
+    sizes: Int64
+    tails: Int32
+    last: Int64
 
 
 class BadWords:
@@ -40,9 +43,7 @@ class BadWords:
 
     def open(self, opened: OpenedRow) -> None:
         possible = [word for word in opened.bad_words if word and self._can_appear(word)]
-        single = np.array([word[0] for word in possible if len(word) == 1], np.int64)
-        longer = tuple(word for word in possible if len(word) > 1)
-        self._words.set(opened.row, _Words(single, longer) if possible else None)
+        self._words.set(opened.row, _read(possible) if possible else None)
 
     def concerns(self, row: int) -> bool:
         return self._words.has(row)
@@ -63,26 +64,42 @@ class BadWords:
         self, batch: HostBatch, indices: Int64, words: list[_Words], transfer: Transfer
     ) -> _BanAfterTail | None:
         """The words of more than one token that are not longer than what is known of their row."""
-        pairs = [(int(i), word) for i, own in zip(indices, words, strict=True) for word in own.longer]
-        pairs = [(i, word) for i, word in pairs if len(word) <= batch.lengths[i] + 1]
-        if not pairs:
+        owners = np.repeat(indices, [len(own.sizes) for own in words])
+        fits = np.concatenate([own.sizes for own in words]) <= batch.lengths[owners] + 1
+        if not fits.any():
             return None
-        owners = np.array([i for i, _ in pairs], np.int64)
-        tails = _right_aligned([word[:-1] for _, word in pairs])
+        owners = owners[fits]
+        tails = _side_by_side([own.tails for own in words])[fits]
+        last = np.concatenate([own.last for own in words])[fits]
         positions = batch.lengths[owners, None] + np.arange(-tails.shape[1], 0)
-        last = np.array([i * self._vocab_size + word[-1] for i, word in pairs], np.int64)
         return _BanAfterTail(
             transfer.add(batch.rows[owners, None].astype(np.int64)),
             transfer.add(np.maximum(positions, 0).astype(np.int64)),
             transfer.add(tails),
-            transfer.add(last),
+            transfer.add(owners * self._vocab_size + last),
         )
 
 
-def _right_aligned(tails: list[tuple[int, ...]]) -> Int32:
-    """Tails as one array [Q, longest], filled with ANYTHING on the left."""
-    width = max(map(len, tails))
-    return np.array([(ANYTHING,) * (width - len(tail)) + tail for tail in tails], np.int32)
+def _read(words: list[tuple[int, ...]]) -> _Words:
+    longer = [word for word in words if len(word) > 1]
+    width = max(map(len, longer), default=1) - 1
+    tails = [(ANYTHING,) * (width + 1 - len(word)) + word[:-1] for word in longer]
+    return _Words(
+        single=np.array([word[0] for word in words if len(word) == 1], np.int64),
+        sizes=np.array([len(word) for word in longer], np.int64),
+        tails=np.array(tails, np.int32).reshape(len(longer), width),
+        last=np.array([word[-1] for word in longer], np.int64),
+    )
+
+
+def _side_by_side(tails: list[Int32]) -> Int32:
+    """Tails [Q, M] of several rows as one array [all Q, longest M], filled with ANYTHING on the left."""
+    whole = np.full((sum(map(len, tails)), max(own.shape[1] for own in tails)), ANYTHING, np.int32)
+    begin = 0
+    for own in tails:
+        whole[begin : begin + len(own), whole.shape[1] - own.shape[1] :] = own
+        begin += len(own)
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,12 @@ REFUSED_BESIDE: Refusals = {
 }
 """As REFUSED, for what stands beside `inputs` and `parameters`."""
 
-NAMES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "stop": "stop_sequences"}
+NAMES = {
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "stop": "stop_sequences",
+    "stop_token_ids": "stop_sequences",
+}
 """What this dialect calls fields of SamplingParams."""
 
 
@@ -183,10 +188,10 @@ async def _start(request: Request, frontend: Frontend, *, streams: bool) -> tupl
     fields = convert(_served(await read_object(request), REFUSED_BESIDE), GenerateRequest)
     parameters = convert(_served(fields.parameters or {}, REFUSED), GenerateParameters, "parameters")
     terms = Terms(share_prefix=not parameters.disable_prompt_cache)
-    with frontend.tally.refusals(terms.tenant), in_terms_of({**NAMES, "prompt": "inputs"}):
+    with frontend.tally.refusals(terms.tenant), in_terms_of({**_names(parameters), "prompt": "inputs"}):
         params = _params(parameters, frontend.generation_defaults, wants_logprobs=streams or parameters.return_details)
         if streams and params.n > 1:
-            raise InvalidRequest(f"a stream has 1 choice, but best_of is {params.n}", param="best_of")
+            raise InvalidRequest(f"a stream has 1 choice, but n is {params.n}", param="n")
         if isinstance(fields.inputs, str):
             ids = await frontend.encode(fields.inputs, parameters.add_special_tokens is not False)
         else:
@@ -205,10 +210,12 @@ def _params(
 ) -> SamplingParams:
     n = parameters.n if parameters.best_of is None else parameters.best_of
     if parameters.n is not None and parameters.n != n:
-        raise InvalidRequest(f"n ({parameters.n}) must equal best_of ({n})", param="n")
+        raise InvalidRequest(f"best_of ({n}) must equal n ({parameters.n})", param="best_of")
     recommended = float(defaults.get("temperature", 0.0)) > 0.0
     samples = recommended if parameters.do_sample is None else parameters.do_sample
     values: dict[str, Any] = {name: defaults[name] for name in INHERITED if defaults.get(name) is not None}
+    if samples and not recommended:
+        values.pop("temperature", None)  # who asks for samples does not want a model's default of 0
     direct = (*INHERITED, "presence_penalty", "frequency_penalty", "ignore_eos", "seed", "skip_special_tokens")
     values |= {name: value for name in direct if (value := getattr(parameters, name)) is not None}
     if parameters.allowed_token_ids:
@@ -234,10 +241,15 @@ def _params(
 
 def _in_this_dialect(error: InvalidRequest, parameters: GenerateParameters) -> InvalidRequest:
     """The error with the names that this dialect has for the fields of SamplingParams."""
-    names = NAMES | ({} if parameters.best_of is None else {"n": "best_of"})
+    names = _names(parameters)
     field, _, rest = error.message.partition(" ")
     rest = rest.replace("max_tokens (", "max_new_tokens (")
     return InvalidRequest(f"{names.get(field, field)} {rest}", param=names.get(error.param or "", error.param))
+
+
+def _names(parameters: GenerateParameters) -> dict[str, str]:
+    """What this request calls fields of SamplingParams."""
+    return NAMES if parameters.best_of is None else NAMES | {"n": "best_of"}
 
 
 def _stops(sequences: str | list[Any] | None) -> tuple[tuple[str, ...], tuple[int, ...]]:

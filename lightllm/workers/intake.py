@@ -95,18 +95,31 @@ class Intake:
             raise InvalidRequest(message, param="allowed_token_ids")
 
     def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Token id sequences of each word, at the start of a text and after a space. Raises InvalidRequest."""
+        """Token id sequences of each word: after a line break, as a text of its own and after a space, as far as they
+        differ; spaces in front of it do not count. Raises InvalidRequest."""
         found: dict[tuple[int, ...], None] = {}
         for word in words:
-            bare = tuple(self._tokenizer.encode(word.lstrip(), add_special_tokens=False))
-            spaced = tuple(self._tokenizer.encode(" " + word.lstrip(), add_special_tokens=False))
-            if not bare or len(bare) > MAX_BAD_WORD_TOKENS:
-                shown = f"bad_words entry {word[:40]!r} has {len(bare)} tokens"
+            text = word.lstrip(" ")
+            alone = self._read(text)
+            if not alone or len(alone) > MAX_BAD_WORD_TOKENS:
+                shown = f"bad_words entry {word[:40]!r} has {len(alone)} tokens"
                 raise InvalidRequest(f"{shown}; allowed are 1 to {MAX_BAD_WORD_TOKENS}", param="bad_words")
-            found[bare] = None
-            if spaced[-len(bare) :] != bare and len(spaced) <= MAX_BAD_WORD_TOKENS:
-                found[spaced] = None
+            if len(alone) > 1 and self._tokenizer.token_text(alone[0]) == " ":
+                alone = alone[1:]  # the tokenizer put a space in front, which within a text need not be there
+            ways: list[tuple[int, ...]] = []
+            for ids in (self._after_break(text), alone, self._read(" " + text)):
+                if 0 < len(ids) <= MAX_BAD_WORD_TOKENS and not any(ids[-len(way) :] == way for way in ways):
+                    ways.append(ids)
+            found |= dict.fromkeys(ways)
         return tuple(found)
+
+    def _read(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _after_break(self, text: str) -> tuple[int, ...]:
+        """Tokens of `text` after a line break, where no tokenizer puts a space; none if the two share a token."""
+        line_break, both = self._read("\n"), self._read("\n" + text)
+        return both[len(line_break) :] if both[: len(line_break)] == line_break else ()
 
 
 def check_text_len(text: str, tokenizer: Tokenizer, max_model_len: int | None) -> None:

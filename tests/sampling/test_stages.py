@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,29 @@ def test_bad_words_follow_the_tokens_that_are_sampled() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, [4, 6]] = torch.tensor([2.0, 1.0])
     assert [desk.step(logits)[0] for _ in range(6)] == [4, 4, 6, 4, 4, 6]
+
+
+def test_many_bad_words_are_read_once() -> None:
+    """A step does as many calls for two hundred words as for two: they were read when the row was opened."""
+
+    def calls(num_words: int) -> int:
+        desk = Desk(VOCAB)
+        desk.open(0, [1, 2, 3], bad_words=tuple((i % VOCAB, i // VOCAB, 5) for i in range(num_words)))
+        rows, count = np.zeros(1, np.int32), 0
+
+        def on_event(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        before = sys.getprofile()
+        sys.setprofile(on_event)
+        try:
+            desk.sampler.prepare(rows, desk.lengths[rows])
+        finally:
+            sys.setprofile(before)
+        return count
+
+    assert calls(200) == calls(2)
 
 
 def test_a_word_with_an_id_beyond_the_vocabulary_bans_nothing() -> None:

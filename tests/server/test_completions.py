@@ -14,7 +14,7 @@ import pytest
 
 from lightllm.protocol.messages import unpack_ids
 from lightllm.server.openai import chat, completions
-from lightllm.server.openai.logprobs import prompt_logprobs
+from lightllm.server.openai.logprobs import CompletionLogprobsWriter, prompt_logprobs
 
 from .fake_engine import REPLY, LiveServer, Script
 from .test_chat import sse
@@ -195,6 +195,29 @@ def test_many_prompt_logprobs_do_not_hold_up_other_requests(
     prompt = text if field == "prompt" else [{"role": "user", "content": text}]
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.post, server.url + route, json={field: prompt, "prompt_logprobs": 20})
+        assert begun.wait(10)
+        try:
+            assert http.get("/live", timeout=5).status_code == 200
+        finally:
+            others_are_served.set()
+        assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_with_many_logprobs_does_not_hold_up_other_requests(
+    http: httpx.Client, server: LiveServer, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    add, begun, others_are_served = CompletionLogprobsWriter.add, Event(), Event()
+
+    def add_slowly(*args: Any) -> None:
+        begun.set()
+        assert others_are_served.wait(10)
+        add(*args)
+
+    monkeypatch.setattr(CompletionLogprobsWriter, "add", add_slowly)
+    body = {"prompt": "one two three " * 10, "echo": True, "logprobs": 20, "max_tokens": 1, "stream": stream}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, server.url + "/v1/completions", json=body)
         assert begun.wait(10)
         try:
             assert http.get("/live", timeout=5).status_code == 200

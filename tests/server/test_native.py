@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -60,11 +61,27 @@ def test_stream(http: httpx.Client, server: LiveServer) -> None:
     assert events[0]["generated_text"] is None and events[0]["details"] is None
 
 
+def test_samples_where_the_default_is_greedy(own_server: Callable[..., LiveServer]) -> None:
+    server = own_server()
+    server.start_workers(generation_defaults={"temperature": 0.0})
+    with httpx.Client(base_url=server.url) as http:
+        for parameters in ({}, {"do_sample": True}, {"do_sample": True, "temperature": 0.5}):
+            assert http.post("/generate", json={"inputs": "one", "parameters": parameters}).status_code == 200
+    assert [submit.params.temperature for submit in server.engine.submits] == [0.0, 1.0, 0.5]
+
+
 def test_an_error_in_a_stream_is_an_event(http: httpx.Client, server: LiveServer) -> None:
     server.engine.script = Script(error=(2, ("engine_error", "a step failed")))
     text = http.post("/generate_stream", json={"inputs": "one"}).text
     last = json.loads(text.split("\n\n")[-2].removeprefix("data: "))
     assert last["error"]["code"] == "engine_error"
+
+
+def test_a_stream_has_one_choice(http: httpx.Client) -> None:
+    for name in ("n", "best_of"):
+        body = {"inputs": "a", "parameters": {name: 2, "do_sample": True}}
+        error = fault(http.post("/generate_stream", json=body))
+        assert (error["param"], error["message"]) == (name, f"a stream has 1 choice, but {name} is 2")
 
 
 def test_fields_that_ask_for_nothing_pass(http: httpx.Client) -> None:
@@ -77,8 +94,12 @@ def test_mistakes_are_400(http: httpx.Client) -> None:
         ({}, "inputs"),
         ({"inputs": 5}, "inputs"),
         ({"inputs": [5, "a"]}, "inputs[1]"),
-        ({"inputs": "a", "parameters": {"best_of": 2, "n": 1}}, "n"),
+        ({"inputs": "a", "parameters": {"best_of": 2, "n": 1}}, "best_of"),
         ({"inputs": "a", "parameters": {"stop_sequences": [[1, 2]]}}, "parameters.stop_sequences[0]"),
+        ({"inputs": "a", "parameters": {"stop_sequences": [[9999]]}}, "stop_sequences"),
+        ({"inputs": "a", "parameters": {"stop_sequences": [[id_] for id_ in range(257)]}}, "stop_sequences"),
+        ({"inputs": "a", "parameters": {"best_of": 100}}, "best_of"),
+        ({"inputs": "a", "parameters": {"n": 100}}, "n"),
         ({"inputs": "a", "parameters": {"temperature": -1, "do_sample": True}}, "temperature"),
         ({"inputs": "a", "parameters": {"temperature": -1}}, "temperature"),
         ({"inputs": "a", "max_new_tokens": 5}, "max_new_tokens"),
@@ -88,4 +109,6 @@ def test_mistakes_are_400(http: httpx.Client) -> None:
         ({"inputs": "a", "stream": True}, "stream"),
     ]:
         response = http.post("/generate", json=body)
-        assert (response.status_code, fault(response)["param"]) == (400, param)
+        error = fault(response)
+        assert (response.status_code, error["param"]) == (400, param)
+        assert "stop_token_ids" not in error["message"]

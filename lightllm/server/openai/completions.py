@@ -31,6 +31,7 @@ from lightllm.server.openai.schemas import CompletionRequest
 from lightllm.server.openai.usage import usage_of, wants_usage
 from lightllm.server.streaming import EventStream, client_gone, event, json_response, watch
 from lightllm.text.tokenizer import Tokenizer
+from lightllm.workers.frontend import Frontend
 from lightllm.workers.generation import Generation
 
 DEFAULT_MAX_TOKENS = 16
@@ -79,7 +80,7 @@ def _prompt_top(completion: CompletionRequest) -> int | None:
     """Alternatives to find for each prompt token: for prompt_logprobs, and for an echo with log-probabilities."""
     echoed = completion.logprobs if completion.echo else None
     asked = completion.prompt_logprobs
-    if asked is None or echoed is None or asked == WHOLE_VOCABULARY:
+    if asked is None or echoed is None or asked < 0:  # the whole vocabulary, or a mistake
         return echoed if asked is None else asked
     return max(asked, echoed)
 
@@ -93,6 +94,11 @@ class _ChoiceWriter:
         self.prompt_found: list[TopLogprobs | None] = []
         self._echo = echo
         self._logprobs = logprobs
+
+    @property
+    def num_echoed(self) -> int:
+        """Log-probabilities that the echo brings along when it goes out."""
+        return 0 if self._echo is None or self._logprobs is None else len(self.prompt) * (1 + self._logprobs.num_top)
 
     def push(self, output: TextOutput) -> CompletionChoice | None:
         """The chunk that this output gives, if there is anything to show."""
@@ -122,6 +128,7 @@ class _ChoiceWriter:
 class _Answer:
     """An answer in the making: the choices being written, and what every chunk says."""
 
+    frontend: Frontend
     generation: Generation
     writers: list[_ChoiceWriter]
     request: CompletionRequest
@@ -145,17 +152,19 @@ class _Answer:
         writers: list[_ChoiceWriter] = []
         for ids, text in prompts:
             echo = (_decode(tokenizer, ids, hides) if text is None else text) if request.echo else None
+            before = ids if echo is None else ()
             for _ in range(generation.n):
                 top = request.logprobs
-                logprobs = None if top is None else CompletionLogprobsWriter(names, top, hides)
+                logprobs = None if top is None else CompletionLogprobsWriter(names, top, hides, before)
                 writers.append(_ChoiceWriter(len(writers), ids, echo, logprobs))
-        return cls(generation, writers, request, names, f"cmpl-{uuid.uuid4().hex}", int(time.time()), model)
+        completion_id, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        return cls(context.frontend, generation, writers, request, names, completion_id, created, model)
 
     async def collect(self) -> list[list[CompletionChoice]]:
         """The chunks of each choice."""
         parts: list[list[CompletionChoice]] = [[] for _ in self.writers]
         async for index, output in self.generation:
-            chunk = self.writers[index].push(output)
+            chunk = await self._push(index, output)
             if chunk is not None:
                 parts[index].append(chunk)
         return parts
@@ -171,12 +180,17 @@ class _Answer:
         """The answer as a stream; choices interleave."""
         include, continuous = wants_usage(self.request.stream_options)
         async for index, output in self.generation:
-            chunk = self.writers[index].push(output)
+            chunk = await self._push(index, output)
             if chunk is not None:
                 usage = usage_of(self.generation) if continuous else None if include else UNSET
                 yield event(self._completion([chunk], usage))
         if include and not self.generation.closed:
             yield event(self._completion([], usage_of(self.generation)))
+
+    async def _push(self, index: int, output: TextOutput) -> CompletionChoice | None:
+        """The chunk that an output gives; in a thread when it echoes a long prompt's log-probabilities."""
+        writer = self.writers[index]
+        return await self.frontend.offload(writer.num_echoed, writer.push, output)
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
         return Completion(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage)

@@ -6,6 +6,7 @@ infinity is no JSON number; it becomes -9999.
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
 from collections.abc import Sequence
 from typing import Final
 
@@ -61,13 +62,16 @@ class CompletionLogprobsWriter:
     """Collects the tokens of one choice; `take` gives those since the last time.
 
     A text offset counts the characters that begin before the token, so it is right inside a character too.
+    `before` are the ids in front of the first one added.
     """
 
-    def __init__(self, names: TokenNames, num_top: int, hide_special: bool) -> None:
+    def __init__(self, names: TokenNames, num_top: int, hide_special: bool, before: Sequence[int] = ()) -> None:
         self._names = names
-        self._num_top = num_top
+        self.num_top = num_top
         self._hidden = names.tokenizer.special_ids if hide_special else frozenset()
-        self._offset = 0
+        self._starts_text = self._hidden.issuperset(before)
+        self._given = 0
+        self._unfinished = b""  # of a character
         self._new = _empty()
 
     def add(self, token_ids: Sequence[int], found: Sequence[TopLogprobs | None], echo: str | None = None) -> None:
@@ -82,8 +86,26 @@ class CompletionLogprobsWriter:
             new.top_logprobs.append(None if entry is None else self._top(token_id, entry))
             new.text_offset.append(self._offset)
             if not self._is_hidden(token_id, echo):
-                data = self._names.tokenizer.token_bytes(token_id)
-                self._offset += sum(byte & 0xC0 != 0x80 for byte in data)
+                self._show(token_id)
+        if echo is not None:
+            self._given, self._unfinished = self._offset, b""  # the output does not go on with it
+
+    @property
+    def _offset(self) -> int:
+        return self._given + bool(self._unfinished)
+
+    def _show(self, token_id: int) -> None:
+        """Count a token's characters, U+FFFD among them; some decoders drop a space where a text starts."""
+        tokenizer = self._names.tokenizer
+        data = tokenizer.token_bytes(token_id)
+        if data and self._starts_text:
+            self._starts_text = False
+            shown = tokenizer.decode([token_id], skip_special_tokens=False)
+            self._given -= len(tokenizer.token_text(token_id)) - len(shown)
+        data = self._unfinished + data
+        text, used = utf_8_decode(data, "replace", False)
+        self._given += len(text)
+        self._unfinished = data[used:]
 
     def _is_hidden(self, token_id: int, echo: str | None) -> bool:
         if echo is None:
@@ -98,7 +120,7 @@ class CompletionLogprobsWriter:
     def _top(self, token_id: int, entry: TopLogprobs) -> dict[str, float]:
         """The likeliest tokens and the chosen one; of tokens that look alike the likeliest is shown."""
         top: dict[str, float] = {}
-        for other, logprob in entry.pairs()[: self._num_top]:
+        for other, logprob in entry.pairs()[: self.num_top]:
             top.setdefault(self._names(other), finite(logprob))
         top.setdefault(self._names(token_id), finite(entry.logprob))
         return top
