@@ -39,7 +39,8 @@ class Context:
         path = frontend.settings.model.chat_template
         source = tokenizer.chat_templates if path is None else read_template(path)
         template = ChatTemplate(source, tokenizer.special_tokens)
-        tool, reasoning = detect(template.source)
+        tool, _ = detect(template.tool_source)
+        _, reasoning = detect(template.source or template.tool_source)
         return cls(frontend, template, tool, reasoning, exposition or _own_exposition(frontend))
 
     def create_parser(self, *, tools: bool, reasoning_opened: bool) -> OutputParser:

@@ -48,6 +48,12 @@ class ChatTemplate:
         default = self._compiled.get("default")
         return None if default is None else default.source
 
+    @property
+    def tool_source(self) -> str | None:
+        """Text of the template for conversations with tools."""
+        tool_use = self._compiled.get("tool_use")
+        return self.source if tool_use is None else tool_use.source
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -11,7 +11,9 @@ import openai
 import pytest
 
 from lightllm.protocol.messages import unpack_ids
+from lightllm.text.tokenizer import Tokenizer
 
+from .conftest import TEMPLATE
 from .fake_engine import REPLY, LiveServer, Script
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -183,6 +185,17 @@ def test_one_call_only_without_parallel_calls(client: openai.OpenAI, server: Liv
     assert both.choices[0].message.content is None and len(both.choices[0].message.tool_calls or []) == 2
     one = client.chat.completions.create(model="toy", messages=MESSAGES, tools=[WEATHER], parallel_tool_calls=False)
     assert len(one.choices[0].message.tool_calls or []) == 1
+
+
+def test_tools_of_a_template_for_tools(own_server: Any, tokenizer_with: Callable[..., Tokenizer]) -> None:
+    """As the checkpoints of Hermes 2 Pro and 3 come: the default template knows no tools, another one does."""
+    plain = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    templates = [{"name": "default", "template": plain}, {"name": "tool_use", "template": TEMPLATE}]
+    server = own_server(tokenizer_with(chat_template=templates))
+    server.engine.script = Script(reply='<tool_call>{"name": "weather", "arguments": {}}</tool_call>')
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.create(model="toy", messages=MESSAGES, tools=[WEATHER])
+    assert answer.choices[0].finish_reason == "tool_calls" and answer.choices[0].message.content is None
 
 
 def test_markup_is_text_without_tools(client: openai.OpenAI, server: LiveServer) -> None:

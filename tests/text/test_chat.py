@@ -107,7 +107,8 @@ def test_template_and_tool_template_of_a_checkpoint(tmp_path: Path, tokenizers: 
     template = ChatTemplate({"default": "plain", "tool_use": "{{ tools | tojson }}"}, {})
     assert template.render(CHATS["one"]) == "plain"
     assert template.render(CHATS["one"], [{"a": 1}]) == '[{"a": 1}]'
-    assert template.source == "plain"
+    assert template.source == "plain" and template.tool_source == "{{ tools | tojson }}"
+    assert ChatTemplate("plain", {}).tool_source == "plain" and ChatTemplate(None, {}).tool_source is None
     with pytest.raises(InvalidRequest, match="no default"):
         ChatTemplate({"other": "x"}, {}).render(CHATS["one"])
 
