@@ -198,6 +198,25 @@ def test_tools_of_a_template_for_tools(own_server: Any, tokenizer_with: Callable
     assert answer.choices[0].finish_reason == "tool_calls" and answer.choices[0].message.content is None
 
 
+def test_tags_that_are_special_tokens(own_server: Any, tokenizer_with: Callable[..., Tokenizer]) -> None:
+    """As where a fine-tune added them, or a checkpoint marks them so: hidden, nothing would tell a call from text."""
+    tags = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+    added = {str(600 + index): {"content": tag, "special": True} for index, tag in enumerate(tags)}
+    server = own_server(tokenizer_with(added_tokens_decoder=added))
+    server.engine.script = Script(
+        reply='<think>\nHm.\n</think>\n\n<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    )
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.create(model="toy", messages=MESSAGES, tools=[WEATHER])
+        hidden = client.chat.completions.create(
+            model="toy", messages=MESSAGES, tools=[WEATHER], extra_body={"skip_special_tokens": True}
+        )
+    message: Any = answer.choices[0].message
+    assert message.reasoning == "Hm." and message.content is None
+    assert message.tool_calls[0].function.name == "weather"
+    assert "weather" in (hidden.choices[0].message.content or "")
+
+
 def test_markup_is_text_without_tools(client: openai.OpenAI, server: LiveServer) -> None:
     server.engine.script = Script(reply='<tool_call>{"name": "weather", "arguments": {}}</tool_call>')
     plain = client.chat.completions.create(model="toy", messages=MESSAGES)

@@ -1,6 +1,6 @@
 """Parsers by name, and which of them a chat template calls for.
 
-A tool-call or reasoning format is one file with one class and one line in a table here.
+A tool-call or reasoning format is one file with one class and one line in two tables here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from typing import Protocol, TypeVar
 
 from lightllm.errors import ConfigError
 from lightllm.text.parsers.events import ParserEvent, TextDelta
+from lightllm.text.parsers.hermes import CLOSE as CALL_CLOSE
+from lightllm.text.parsers.hermes import OPEN as CALL_OPEN
 from lightllm.text.parsers.hermes import HermesParser
 from lightllm.text.parsers.think import CLOSE, OPEN, ThinkParser
 
 __all__ = [
+    "FORMAT_TAGS",
     "REASONING_PARSERS",
     "TOOL_PARSERS",
     "ChainParser",
@@ -41,6 +44,8 @@ class OutputParser(Protocol):
 TOOL_PARSERS: dict[str, Callable[[], OutputParser]] = {"hermes": HermesParser}
 REASONING_PARSERS: dict[str, Callable[[bool], OutputParser]] = {"think": ThinkParser}
 """Reasoning parsers take whether the prompt already opened the reasoning."""
+FORMAT_TAGS = {"hermes": (CALL_OPEN, CALL_CLOSE), "think": (OPEN, CLOSE)}
+"""What a parser looks for: it has to be in the text, whatever else of it is hidden."""
 
 
 class PlainParser:
