@@ -23,7 +23,8 @@ from lightllm.text.parsers.held import held_length
 __all__ = ["HermesParser"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"arguments"\s*:\s*(?=\{)')
+# a longer name waits for the closing tag: read again with every piece, one without an end would take minutes
+_HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.){1,256}")\s*,\s*"arguments"\s*:\s*(?=\{)')
 _OUTSIDE = re.compile(r'["{}\[\]]')
 _INSIDE = re.compile(r'["\\]')
 

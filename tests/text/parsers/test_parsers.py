@@ -137,6 +137,14 @@ def test_other_ways_to_write_a_call(body: str, arguments: str) -> None:
     assert parse(hermes(), [f"<tool_call>{body}"]) == expected
 
 
+def test_a_long_name_waits_for_the_end_of_its_call() -> None:
+    """Otherwise every piece of a name that never ends has all before it read again."""
+    name = "n" * 300
+    parser = hermes()
+    assert parser.push(f'<tool_call>{{"name": "{name}", "arguments": {{"a": 1') == []
+    assert merge_events(parser.push("}}</tool_call>")) == [ToolCallStart(0, name), ToolCallArguments(0, '{"a": 1}')]
+
+
 def test_a_cut_call_keeps_what_was_written() -> None:
     assert parse(hermes(), ['<tool_call>{"name": "f", "arguments": {"a": "x\\']) == [
         ToolCallStart(0, "f"),
