@@ -6,8 +6,8 @@
 A header in the usual order lets the arguments leave while they are written. Anything else (another key order,
 further keys, arguments as a string) waits for the closing tag and is then read as a whole; what is no call
 comes out as the plain text it was. Arguments that leave early leave as written: only their nesting and
-strings are followed, so a model that writes broken JSON there sends broken JSON. White space next to a call
-belongs to the format and is dropped.
+strings are followed, so a model that writes broken JSON there sends broken JSON; a tag outside a string ends them,
+whatever bracket is missing. White space next to a call belongs to the format and is dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["HermesParser"]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # a longer name waits for the closing tag: read again with every piece, one without an end would take minutes
 _HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.){1,256}")\s*,\s*"arguments"\s*:\s*(?=\{)')
-_OUTSIDE = re.compile(r'["{}\[\]]')
+_OUTSIDE = re.compile(r'["{}\[\]<]')
 _INSIDE = re.compile(r'["\\]')
 
 _raw = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -109,7 +109,7 @@ class HermesParser:
         return True
 
     def _arguments(self, events: list[ParserEvent]) -> bool:
-        """Give arguments up to the bracket that closes them."""
+        """Give arguments up to the bracket that closes them, or to a tag."""
         end = self._scan()
         if self._held[:end]:
             events.append(ToolCallArguments(self._count - 1, self._held[:end]))
@@ -130,6 +130,13 @@ class HermesParser:
                 place += 1
             elif mark == '"':
                 self._in_string = not self._in_string
+            elif mark == "<":
+                rest = text[place - 1 : place - 1 + len(CLOSE)]
+                if rest.startswith((CLOSE, OPEN)):
+                    self._state = "closing"
+                    return place - 1
+                if CLOSE.startswith(rest) or OPEN.startswith(rest):
+                    return place - 1  # wait for the rest of the tag
             else:
                 self._depth += 1 if mark in "{[" else -1
                 if self._depth == 0:

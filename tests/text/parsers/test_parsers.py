@@ -41,6 +41,7 @@ FRAGMENTS = [
     '{"name": "k", "arguments": ',
     "{",
     "}",
+    "[",
     '"',
     "\\",
 ]
@@ -135,6 +136,19 @@ def test_other_ways_to_write_a_call(body: str, arguments: str) -> None:
     expected = [ToolCallStart(0, "f"), ToolCallArguments(0, arguments)]
     assert parse(hermes(), list(f"<tool_call>{body}</tool_call>")) == expected
     assert parse(hermes(), [f"<tool_call>{body}"]) == expected
+
+
+@pytest.mark.parametrize("arguments", ['{"a": {"b": "}"}', '{"a": [1}', '{"a": {"b": 1 < 2, <tool'])
+@pytest.mark.parametrize("tag", ["</tool_call>", ""])
+def test_arguments_that_lack_a_bracket_end_with_their_call(arguments: str, tag: str) -> None:
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}{tag}<tool_call>{{"name": "g"}}</tool_call> Done.'
+    assert parse(hermes(), list(text)) == [
+        ToolCallStart(0, "f"),
+        ToolCallArguments(0, arguments),
+        ToolCallStart(1, "g"),
+        ToolCallArguments(1, "{}"),
+        TextDelta("Done."),
+    ]
 
 
 def test_a_long_name_waits_for_the_end_of_its_call() -> None:
