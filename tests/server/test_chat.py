@@ -294,6 +294,16 @@ def test_continue_final_message(http: httpx.Client, server: LiveServer) -> None:
     assert prompt.endswith("I am")
 
 
+@pytest.mark.parametrize("content", ["<think>\nSo", [{"type": "text", "text": "<think>\nSo"}]])
+def test_continue_reasoning(http: httpx.Client, server: LiveServer, content: Any) -> None:
+    """Who writes how the model is to begin to think gets the rest of it as reasoning."""
+    server.engine.script = Script(reply=" it is.\n</think>\n\nYes.")
+    messages = [*MESSAGES, {"role": "assistant", "content": content}]
+    answer = http.post("/v1/chat/completions", json={"messages": messages, "continue_final_message": True}).json()
+    message = answer["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == (" it is.", "Yes.")
+
+
 def test_defaults_of_the_model(own_server: Any) -> None:
     server = own_server()
     server.start_workers(generation_defaults={"temperature": 0.6, "top_k": 20, "top_p": 0.95})

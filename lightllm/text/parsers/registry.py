@@ -98,9 +98,15 @@ def detect(template_source: str | None) -> tuple[str | None, str | None]:
     return "hermes" if hermes else None, "think" if think else None
 
 
-def prompt_opens_reasoning(prompt: str, reasoning: str | None) -> bool:
-    """Whether a rendered prompt ends inside the reasoning, so that the output begins there."""
-    return reasoning == "think" and prompt.rstrip().endswith(OPEN)
+def prompt_opens_reasoning(prompt: str, reasoning: str | None, continued: str = "") -> bool:
+    """Whether a rendered prompt ends inside the reasoning, so that the output begins there.
+
+    continued: the message in which the prompt ends, for the model to go on with it
+    """
+    if reasoning != "think":
+        return False
+    begun = continued.lstrip().startswith(OPEN) and prompt.rfind(OPEN) > prompt.rfind(CLOSE)
+    return begun or prompt.rstrip().endswith(OPEN)
 
 
 def _look_up(table: dict[str, P], option: str, name: str) -> P:

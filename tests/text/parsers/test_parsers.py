@@ -212,3 +212,6 @@ def test_names_of_parsers() -> None:
     assert prompt_opens_reasoning("<|im_start|>assistant\n<think>\n", "think")
     assert not prompt_opens_reasoning("<think>\n\n</think>\n\n", "think")
     assert not prompt_opens_reasoning("<think>", None)
+    for continued, opens in (("<think>\nLet", True), ("<think>a</think> b", False), ("What <think> means", False)):
+        assert prompt_opens_reasoning("<|im_start|>assistant\n" + continued, "think", continued) == opens
+    assert not prompt_opens_reasoning("<|im_start|>user\n<think>?<|im_end|>\n<|im_start|>assistant\n", "think")
