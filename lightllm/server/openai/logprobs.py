@@ -68,6 +68,7 @@ class CompletionLogprobsWriter:
         self._num_top = num_top
         self._hidden = names.tokenizer.special_ids if hide_special else frozenset()
         self._offset = 0
+        self._leading = names.tokenizer.vocabulary.rule.strip_left  # spaces that the start of a text still loses
         self._new = _empty()
 
     def add(self, token_ids: Sequence[int], found: Sequence[TopLogprobs | None], echo: str | None = None) -> None:
@@ -83,6 +84,8 @@ class CompletionLogprobsWriter:
             new.text_offset.append(self._offset)
             if not self._is_hidden(token_id, echo):
                 data = self._names.tokenizer.token_bytes(token_id)
+                if echo is not None and self._leading:
+                    data = self._strip_start(data)
                 self._offset += sum(byte & 0xC0 != 0x80 for byte in data)
 
     def _is_hidden(self, token_id: int, echo: str | None) -> bool:
@@ -90,6 +93,13 @@ class CompletionLogprobsWriter:
             return token_id in self._hidden
         tokenizer = self._names.tokenizer
         return token_id in tokenizer.special_ids and not echo.startswith(tokenizer.token_text(token_id), self._offset)
+
+    def _strip_start(self, data: bytes) -> bytes:
+        """What the start of a text shows of these bytes, as the tokenizer decodes it."""
+        bare = data.lstrip(b" ")
+        dropped = min(len(data) - len(bare), self._leading)
+        self._leading = self._leading - dropped if dropped == len(data) else 0
+        return data[dropped:]
 
     def take(self) -> CompletionLogprobs:
         new, self._new = self._new, _empty()
