@@ -7,7 +7,8 @@ A header in the usual order lets the arguments leave while they are written. Any
 further keys, arguments as a string) waits for the closing tag and is then read as a whole; what is no call
 comes out as the plain text it was. Arguments that leave early leave as written: only their nesting and
 strings are followed, so a model that writes broken JSON there sends broken JSON; a tag outside a string ends them,
-whatever bracket is missing. White space next to a call belongs to the format and is dropped.
+whatever bracket is missing. White space next to a call belongs to the format and is dropped, but for some of it between
+two texts.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class HermesParser:
         self._searched = 0  # no closing tag begins before this place of the held body
         self._space = ""  # white space before the tag, given back if the tag holds no call
         self._after_call = False
+        self._has_text = False
 
     def push(self, delta: str) -> list[ParserEvent]:
         """Events that no later text can change."""
@@ -80,7 +82,10 @@ class HermesParser:
         certain = start if start >= 0 else len(self._held) - held_length(self._held, OPEN)
         shown = self._held[:certain].rstrip()
         if shown:
-            shown = shown.lstrip() if self._after_call else shown
+            if self._after_call:
+                bare = shown.lstrip()
+                between = shown[: len(shown) - len(bare)] or self._space
+                shown = between + bare if self._has_text else bare
             self._after_call = False
             self._give(shown, events)
             self._held = self._held[len(self._held[:certain].rstrip()) :]
@@ -179,10 +184,10 @@ class HermesParser:
         self._after_call = True
         return True
 
-    @staticmethod
-    def _give(text: str, events: list[ParserEvent]) -> None:
+    def _give(self, text: str, events: list[ParserEvent]) -> None:
         if text:
             events.append(TextDelta(text))
+            self._has_text = True
 
 
 def _argument_text(raw: msgspec.Raw) -> str | None:

@@ -92,6 +92,22 @@ def test_calls_stream_their_arguments_exactly() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("One.\n{}\n\nTwo.", "One.\n\nTwo."),
+        ("One. {}Two.", "One. Two."),
+        ("One.{} {}\nTwo.\n", "One.\nTwo.\n"),
+        ("One.{}Two.", "One.Two."),
+        ("\n{}\nTwo.", "Two."),
+        ("One.\n{}\n", "One."),
+    ],
+)
+def test_texts_around_a_call_do_not_run_together(text: str, shown: str) -> None:
+    events = parse(hermes(), list(text.replace("{}", '<tool_call>{"name": "f"}</tool_call>')))
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == shown
+
+
 def test_arguments_leave_while_they_are_written() -> None:
     parser = hermes()
     assert parser.push('<tool_call>\n{"name": "f", "arguments": {"te') == [
