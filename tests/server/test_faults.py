@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 
 import httpx
@@ -277,6 +278,9 @@ def test_content_type_and_size(http: httpx.Client, server: LiveServer) -> None:
     assert "content-type" not in request.headers and http.send(request).status_code == 200
     charset = {"content-type": "application/json; charset=utf-8"}
     assert http.post(TEXT, content=b'{"prompt": "a"}', headers=charset).status_code == 200
+    packed = http.post(TEXT, content=gzip.compress(b'{"prompt": "a"}'), headers={"content-encoding": "gzip"})
+    assert (packed.status_code, fault(packed)["code"]) == (415, "unsupported_media_type")
+    assert "compressed" in fault(packed)["message"] and "gzip" in fault(packed)["message"]
     large = http.post(TEXT, json={"prompt": "a" * (1 << 20)})
     assert (large.status_code, fault(large)["code"]) == (413, "body_too_large")
     assert "1048576" in fault(large)["message"]
