@@ -146,7 +146,8 @@ def _tool_call(call: Any, place: str, traits: TemplateTraits) -> dict[str, Any]:
     if not isinstance(function.get("name"), str):
         raise _wrong(f"{place}.function.name", "a string", function.get("name"))
     arguments = _arguments(function.get("arguments"), f"{place}.function.arguments", traits)
-    return {**call, "function": {**function, "arguments": arguments}}
+    # templates may print it as JSON, as models write it; the official client puts the name last and adds what it parsed
+    return {**call, "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _arguments(arguments: Any, place: str, traits: TemplateTraits) -> Any:

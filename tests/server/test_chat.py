@@ -178,6 +178,24 @@ def test_tool_calls(client: openai.OpenAI, server: LiveServer) -> None:
     assert cut.choices[0].finish_reason == "length"
 
 
+def test_calls_sent_back_are_shown_as_they_were_written(
+    own_server: Any, tokenizer_with: Callable[..., Tokenizer]
+) -> None:
+    """The client's own objects, whose fields have another order and which hold the arguments once more, parsed."""
+    written = '{"name": "weather", "arguments": {"city": "Rome"}}'
+    template = TEMPLATE.replace("call.function.arguments", "call.function")
+    server = own_server(tokenizer_with(chat_template=template))
+    server.engine.script = Script(reply=f"<tool_call>{written}</tool_call>")
+    strict: Any = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        with client.chat.completions.stream(model="toy", messages=MESSAGES, tools=[strict]) as stream:
+            message: Any = stream.get_final_completion().choices[0].message
+        assert message.tool_calls[0].function.parsed_arguments == {"city": "Rome"}
+        client.chat.completions.create(model="toy", messages=[*MESSAGES, message], tools=[WEATHER])
+    prompt = server.engine.tokenizer.decode(unpack_ids(server.engine.submits[-1].prompt).tolist())
+    assert written in prompt and "parsed_arguments" not in prompt
+
+
 def test_one_call_only_without_parallel_calls(client: openai.OpenAI, server: LiveServer) -> None:
     call = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
     server.engine.script = Script(reply=call + call)
