@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -51,6 +52,7 @@ async def read_object(request: Request) -> dict[str, Any]:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Strict JSON; raises InvalidRequest unless it is one object."""
+    body = body.removeprefix(BOM_UTF8)  # editors and shells on Windows begin files with it
     if not body.strip():
         raise InvalidRequest("the request has no body; a JSON object is expected")
     try:

@@ -278,6 +278,8 @@ def test_content_type_and_size(http: httpx.Client, server: LiveServer) -> None:
     assert "content-type" not in request.headers and http.send(request).status_code == 200
     charset = {"content-type": "application/json; charset=utf-8"}
     assert http.post(TEXT, content=b'{"prompt": "a"}', headers=charset).status_code == 200
+    marked = http.post(TEXT, content=b'\xef\xbb\xbf{"prompt": "a"}', headers=charset)
+    assert marked.status_code == 200, marked.text
     packed = http.post(TEXT, content=gzip.compress(b'{"prompt": "a"}'), headers={"content-encoding": "gzip"})
     assert (packed.status_code, fault(packed)["code"]) == (415, "unsupported_media_type")
     assert "compressed" in fault(packed)["message"] and "gzip" in fault(packed)["message"]
@@ -291,7 +293,7 @@ def test_content_type_and_size(http: httpx.Client, server: LiveServer) -> None:
 
     streamed = http.post(TEXT, content=pieces(), headers={"content-type": "application/json"})
     assert (streamed.status_code, fault(streamed)["code"]) == (413, "body_too_large")
-    assert len(server.engine.submits) == 2
+    assert len(server.engine.submits) == 3
 
 
 def test_error_before_and_in_a_stream(client: openai.OpenAI, http: httpx.Client, server: LiveServer) -> None:
