@@ -112,6 +112,9 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "choice without tools": (CHAT, {"messages": HELLO, "tool_choice": "auto"}, "tool_choice", "needs tools"),
     "forced choice": (CHAT, {"messages": HELLO, "tool_choice": "required",
                              "tools": [{"function": {"name": "a"}}]}, "tool_choice", "constrained decoding"),
+    "choice of tools": (CHAT, {"messages": HELLO, "tools": [{"function": {"name": "a"}}], "tool_choice": {
+                            "type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+                        "tool_choice", "tool_choice.type 'allowed_tools' is not supported"),
     "unknown choice": (CHAT, {"messages": HELLO, "tool_choice": {"type": "function", "function": {"name": "b"}},
                               "tools": [{"function": {"name": "a"}}]}, "tool_choice", "'b'"),
     "json output": (CHAT, {"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format",
