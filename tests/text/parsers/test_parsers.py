@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightllm.errors import ConfigError
 from lightllm.text.parsers import (
+    FORMAT_TAGS,
     OutputParser,
     ParserEvent,
     ReasoningDelta,
@@ -22,6 +23,7 @@ from lightllm.text.parsers import (
     merge_events,
     prompt_opens_reasoning,
 )
+from lightllm.text.parsers.registry import REASONING_PARSERS, TOOL_PARSERS
 
 FRAGMENTS = [
     "<tool_call>",
@@ -215,6 +217,10 @@ def test_reasoning_and_calls_together() -> None:
         ToolCallStart(0, "f"),
         ToolCallArguments(0, "{}"),
     ]
+
+
+def test_every_format_says_what_it_looks_for() -> None:
+    assert set(FORMAT_TAGS) == {*TOOL_PARSERS, *REASONING_PARSERS}
 
 
 def test_names_of_parsers() -> None:
