@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -42,6 +43,7 @@ async def read_object(request: Request) -> dict[str, Any]:
     Raises UnsupportedMediaType, BodyTooLarge and RequestTimeout (while reading, not after), or InvalidRequest.
     """
     _check_content_type(request.headers.get("content-type"))
+    _check_content_encoding(request.headers.get("content-encoding"))
     frontend = context_of(request).frontend
     server = frontend.settings.server
     body = await _read(request, server.max_body_bytes, server.upload_seconds)
@@ -50,6 +52,7 @@ async def read_object(request: Request) -> dict[str, Any]:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Strict JSON; raises InvalidRequest unless it is one object."""
+    body = body.removeprefix(BOM_UTF8)  # editors and shells on Windows begin files with it
     if not body.strip():
         raise InvalidRequest("the request has no body; a JSON object is expected")
     try:
@@ -134,6 +137,12 @@ def _check_content_type(value: str | None) -> None:
     kind = value.partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedMediaType(f"the content type must be application/json, not {value[:80]!r}")
+
+
+def _check_content_encoding(value: str | None) -> None:
+    """Compressed bytes would be called malformed JSON."""
+    if value and value.strip().lower() != "identity":
+        raise UnsupportedMediaType(f"the body must not be compressed, but its content encoding is {value[:80]!r}")
 
 
 async def _read(request: Request, limit: int, seconds: float) -> bytes:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from lightllm.config.locate import read_template
 from lightllm.text.chat import ChatTemplate
-from lightllm.text.parsers import OutputParser, create_parser, detect
+from lightllm.text.parsers import FORMAT_TAGS, OutputParser, create_parser, detect
 from lightllm.workers.frontend import Frontend
 
 
@@ -21,12 +21,16 @@ class Exposition(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The frontend, how it renders chats and reads outputs, and the metrics that it shows."""
+    """The frontend, how it renders chats and reads outputs, and the metrics that it shows.
+
+    tags_are_special: tags that the parsers look for are special tokens of this tokenizer, which outputs do not show
+    """
 
     frontend: Frontend
     template: ChatTemplate
     tool_parser: str | None
     reasoning_parser: str | None
+    tags_are_special: bool
     exposition: Exposition | None = None
 
     @classmethod
@@ -39,8 +43,11 @@ class Context:
         path = frontend.settings.model.chat_template
         source = tokenizer.chat_templates if path is None else read_template(path)
         template = ChatTemplate(source, tokenizer.special_tokens)
-        tool, reasoning = detect(template.source)
-        return cls(frontend, template, tool, reasoning, exposition or _own_exposition(frontend))
+        tool, _ = detect(template.tool_source)
+        _, reasoning = detect(template.source or template.tool_source)
+        special = [tokenizer.vocabulary.contents[token_id] for token_id in tokenizer.special_ids]
+        hidden = any(tag in special for name in (tool, reasoning) if name is not None for tag in FORMAT_TAGS[name])
+        return cls(frontend, template, tool, reasoning, hidden, exposition or _own_exposition(frontend))
 
     def create_parser(self, *, tools: bool, reasoning_opened: bool) -> OutputParser:
         """A parser for one output; tool calls are looked for only if the request has tools."""

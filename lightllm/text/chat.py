@@ -48,6 +48,12 @@ class ChatTemplate:
         default = self._compiled.get("default")
         return None if default is None else default.source
 
+    @property
+    def tool_source(self) -> str | None:
+        """Text of the template for conversations with tools."""
+        tool_use = self._compiled.get("tool_use")
+        return self.source if tool_use is None else tool_use.source
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -73,7 +79,7 @@ class ChatTemplate:
             )
         compiled = self._choose(tools)
         chat = normalise_messages(messages, compiled.traits)
-        final = _mark_final(chat, compiled.source) if continue_final_message else None
+        final = _mark_final(chat, messages[-1], compiled.source) if continue_final_message else None
         variables = {
             **self.special_tokens,
             **plain_data(template_kwargs, "chat_template_kwargs"),
@@ -128,14 +134,15 @@ def read_traits(source: str) -> TemplateTraits:
     loops = re.search(r"{%-?\s*for\s+\w+\s+in\s+(?:[\w.\[\]'\"-]*[.\['\"])?content['\"\]]*[\s|%-]", source)
     printed = re.search(r"[.'\"]arguments['\"\]]*\s*(?:[+~]|-?}})", source)  # not through a filter, and never tested
     shaped = re.search(r"arguments['\"\]]*\s*(?:\||\.items|is\s+(?:not\s+)?(?:string|mapping))", source)
+    tested = r"(?<!reasoning_)content['\"\]]*\s+is\s+(?:not\s+)?"
     return TemplateTraits(
         roles=frozenset(re.findall(r"['\"]([A-Za-z][\w-]*)['\"]", source)),
         knows_developer=re.search(r"['\"]developer['\"]", source) is not None,
         iterates_parts=loops is not None,
-        takes_string_content=re.search(r"content['\"\]]*\s+is\s+(?:not\s+)?string", source) is not None or not loops,
+        takes_string_content=re.search(tested + "string", source) is not None or not loops,
         takes_string_arguments=re.search(r"arguments['\"\]]*\s+is\s+(?:not\s+)?string", source) is not None,
         prints_arguments=printed is not None and shaped is None,
-        tests_none_content=re.search(r"content['\"\]]*\s+is\s+(?:not\s+)?none", source) is not None,
+        tests_none_content=re.search(tested + "none", source) is not None,
     )
 
 
@@ -149,11 +156,12 @@ def _objects(values: Sequence[Mapping[str, Any]] | None, name: str) -> list[Any]
     return plain
 
 
-def _mark_final(chat: list[dict[str, Any]], source: str) -> str:
-    """Append the mark to the last message's text, in place; return that text without the mark."""
+def _mark_final(chat: list[dict[str, Any]], given: Mapping[str, Any], source: str) -> str:
+    """Append the mark to the last message's text, in place; return that text without the mark. given: that message as
+    the client sent it."""
     place = f"messages[{len(chat) - 1}].content"
-    content = chat[-1].get("content")
-    if content is None or content == [] or not re.search(r"\bcontent\b", source):
+    content = chat[-1]["content"]
+    if given.get("content") is None or content == [] or not re.search(r"\bcontent\b", source):
         raise InvalidRequest(f"continue_final_message needs text in {place} to continue", param=place)
     if isinstance(content, str):
         chat[-1]["content"] = content + CONTINUE_MARK

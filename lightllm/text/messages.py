@@ -34,7 +34,7 @@ class TemplateTraits:
     takes_string_content: it can print a content that is a string
     takes_string_arguments: it tests whether a call's arguments are a string
     prints_arguments: it prints a call's arguments as they are, so they must be text
-    tests_none_content: it tests whether a content is none, so a null must reach it
+    tests_none_content: it tests whether a content is none, so a null must reach it; others get an empty one
     """
 
     roles: frozenset[str] = frozenset()
@@ -85,6 +85,8 @@ def _message(message: Any, place: str, traits: TemplateTraits) -> dict[str, Any]
         raise _wrong(f"{place}.content", "a string or a list of parts", None)
     elif traits.tests_none_content:
         fields["content"] = None
+    else:  # templates join and search a content without asking whether there is one
+        fields["content"] = _content("" if traits.takes_string_content else [], role, f"{place}.content", traits)
     return fields
 
 
@@ -144,7 +146,8 @@ def _tool_call(call: Any, place: str, traits: TemplateTraits) -> dict[str, Any]:
     if not isinstance(function.get("name"), str):
         raise _wrong(f"{place}.function.name", "a string", function.get("name"))
     arguments = _arguments(function.get("arguments"), f"{place}.function.arguments", traits)
-    return {**call, "function": {**function, "arguments": arguments}}
+    # templates may print it as JSON, as models write it; the official client puts the name last and adds what it parsed
+    return {**call, "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _arguments(arguments: Any, place: str, traits: TemplateTraits) -> Any:

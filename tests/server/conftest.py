@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ CORPUS = ["Hello, wörld 🎉! How are you today?", "The quick brown fox jumps o
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A byte-level BPE with a beginning token and the ChatML tokens."""
+def toy_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a byte-level BPE with a beginning token and the ChatML tokens."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -46,7 +47,26 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     backend.save(str(directory / "tokenizer.json"))
     config = {"bos_token": "<|begin|>", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.load(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer(toy_directory: Path) -> Tokenizer:
+    return Tokenizer.load(toy_directory)
+
+
+@pytest.fixture
+def tokenizer_with(toy_directory: Path, tmp_path: Path) -> Callable[..., Tokenizer]:
+    """Makes the tokenizer with other values in its tokenizer_config.json."""
+
+    def make(**values: Any) -> Tokenizer:
+        directory = tmp_path / "toy"
+        shutil.copytree(toy_directory, directory)
+        path = directory / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        return Tokenizer.load(directory)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +91,8 @@ def own_server(tokenizer: Tokenizer) -> Iterator[Callable[..., LiveServer]]:
     """Makes servers that a test may break."""
     made: list[LiveServer] = []
 
-    def make(**options: Any) -> LiveServer:
-        made.append(LiveServer(tokenizer, **options))
+    def make(other_tokenizer: Tokenizer | None = None, **options: Any) -> LiveServer:
+        made.append(LiveServer(other_tokenizer or tokenizer, **options))
         return made[-1]
 
     yield make

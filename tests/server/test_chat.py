@@ -11,7 +11,9 @@ import openai
 import pytest
 
 from lightllm.protocol.messages import unpack_ids
+from lightllm.text.tokenizer import Tokenizer
 
+from .conftest import TEMPLATE
 from .fake_engine import REPLY, LiveServer, Script
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -176,6 +178,24 @@ def test_tool_calls(client: openai.OpenAI, server: LiveServer) -> None:
     assert cut.choices[0].finish_reason == "length"
 
 
+def test_calls_sent_back_are_shown_as_they_were_written(
+    own_server: Any, tokenizer_with: Callable[..., Tokenizer]
+) -> None:
+    """The client's own objects, whose fields have another order and which hold the arguments once more, parsed."""
+    written = '{"name": "weather", "arguments": {"city": "Rome"}}'
+    template = TEMPLATE.replace("call.function.arguments", "call.function")
+    server = own_server(tokenizer_with(chat_template=template))
+    server.engine.script = Script(reply=f"<tool_call>{written}</tool_call>")
+    strict: Any = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        with client.chat.completions.stream(model="toy", messages=MESSAGES, tools=[strict]) as stream:
+            message: Any = stream.get_final_completion().choices[0].message
+        assert message.tool_calls[0].function.parsed_arguments == {"city": "Rome"}
+        client.chat.completions.create(model="toy", messages=[*MESSAGES, message], tools=[WEATHER])
+    prompt = server.engine.tokenizer.decode(unpack_ids(server.engine.submits[-1].prompt).tolist())
+    assert written in prompt and "parsed_arguments" not in prompt
+
+
 def test_one_call_only_without_parallel_calls(client: openai.OpenAI, server: LiveServer) -> None:
     call = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
     server.engine.script = Script(reply=call + call)
@@ -183,6 +203,36 @@ def test_one_call_only_without_parallel_calls(client: openai.OpenAI, server: Liv
     assert both.choices[0].message.content is None and len(both.choices[0].message.tool_calls or []) == 2
     one = client.chat.completions.create(model="toy", messages=MESSAGES, tools=[WEATHER], parallel_tool_calls=False)
     assert len(one.choices[0].message.tool_calls or []) == 1
+
+
+def test_tools_of_a_template_for_tools(own_server: Any, tokenizer_with: Callable[..., Tokenizer]) -> None:
+    """As the checkpoints of Hermes 2 Pro and 3 come: the default template knows no tools, another one does."""
+    plain = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    templates = [{"name": "default", "template": plain}, {"name": "tool_use", "template": TEMPLATE}]
+    server = own_server(tokenizer_with(chat_template=templates))
+    server.engine.script = Script(reply='<tool_call>{"name": "weather", "arguments": {}}</tool_call>')
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.create(model="toy", messages=MESSAGES, tools=[WEATHER])
+    assert answer.choices[0].finish_reason == "tool_calls" and answer.choices[0].message.content is None
+
+
+def test_tags_that_are_special_tokens(own_server: Any, tokenizer_with: Callable[..., Tokenizer]) -> None:
+    """As where a fine-tune added them, or a checkpoint marks them so: hidden, nothing would tell a call from text."""
+    tags = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+    added = {str(600 + index): {"content": tag, "special": True} for index, tag in enumerate(tags)}
+    server = own_server(tokenizer_with(added_tokens_decoder=added))
+    server.engine.script = Script(
+        reply='<think>\nHm.\n</think>\n\n<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    )
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.create(model="toy", messages=MESSAGES, tools=[WEATHER])
+        hidden = client.chat.completions.create(
+            model="toy", messages=MESSAGES, tools=[WEATHER], extra_body={"skip_special_tokens": True}
+        )
+    message: Any = answer.choices[0].message
+    assert message.reasoning == "Hm." and message.content is None
+    assert message.tool_calls[0].function.name == "weather"
+    assert "weather" in (hidden.choices[0].message.content or "")
 
 
 def test_markup_is_text_without_tools(client: openai.OpenAI, server: LiveServer) -> None:
@@ -260,6 +310,16 @@ def test_continue_final_message(http: httpx.Client, server: LiveServer) -> None:
     assert http.post("/v1/chat/completions", json=body).status_code == 200
     prompt = server.engine.tokenizer.decode(unpack_ids(server.engine.submits[0].prompt).tolist())
     assert prompt.endswith("I am")
+
+
+@pytest.mark.parametrize("content", ["<think>\nSo", [{"type": "text", "text": "<think>\nSo"}]])
+def test_continue_reasoning(http: httpx.Client, server: LiveServer, content: Any) -> None:
+    """Who writes how the model is to begin to think gets the rest of it as reasoning."""
+    server.engine.script = Script(reply=" it is.\n</think>\n\nYes.")
+    messages = [*MESSAGES, {"role": "assistant", "content": content}]
+    answer = http.post("/v1/chat/completions", json={"messages": messages, "continue_final_message": True}).json()
+    message = answer["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == (" it is.", "Yes.")
 
 
 def test_defaults_of_the_model(own_server: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 from types import ModuleType
 from typing import Any
@@ -11,10 +13,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers
 
 from lightllm.protocol.messages import unpack_ids
 from lightllm.server.openai import chat, completions
 from lightllm.server.openai.logprobs import CompletionLogprobsWriter, prompt_logprobs
+from lightllm.text.tokenizer import Tokenizer
 
 from .fake_engine import REPLY, LiveServer, Script
 from .test_chat import sse
@@ -126,6 +131,25 @@ def test_offsets_count_special_tokens_of_an_echo(http: httpx.Client, server: Liv
         shown = zip(found["tokens"], found["text_offset"], strict=True)
         fits = [choice["text"][offset : offset + len(token)] == token for token, offset in shown]
         assert all(fits[1:]), (special, found["tokens"], found["text_offset"])
+
+
+@pytest.mark.parametrize("prompt", ["one on", "  one", " ", [1, 2, 3, 4], [4, 1, 1]])
+def test_offsets_where_the_start_of_a_text_loses_a_space(
+    own_server: Callable[..., LiveServer], tmp_path: Path, prompt: Any
+) -> None:
+    """As with the tokenizers of Llama 2, which put a space before each text and take it away from what they decode."""
+    pieces = {piece: token_id for token_id, piece in enumerate(("<unk>", "▁", "o", "n", "▁o", "e"))}
+    backend = Backend(models.BPE(pieces, [("▁", "o")], unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    server = own_server(Tokenizer.load(tmp_path))
+    body = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 0}
+    choice = httpx.post(server.url + "/v1/completions", json=body).json()["choices"][0]
+    text, found = choice["text"], choice["logprobs"]
+    ends = [*found["text_offset"][1:], len(text)]
+    shown = [text[start:end] for start, end in zip(found["text_offset"], ends, strict=True)]
+    assert "".join(shown) == text and shown[1:] == found["tokens"][1:] and shown[0] == found["tokens"][0][1:]
 
 
 @pytest.mark.parametrize("logprobs", [None, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 
 import httpx
@@ -115,6 +116,9 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "choice without tools": (CHAT, {"messages": HELLO, "tool_choice": "auto"}, "tool_choice", "needs tools"),
     "forced choice": (CHAT, {"messages": HELLO, "tool_choice": "required",
                              "tools": [{"function": {"name": "a"}}]}, "tool_choice", "constrained decoding"),
+    "choice of tools": (CHAT, {"messages": HELLO, "tools": [{"function": {"name": "a"}}], "tool_choice": {
+                            "type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+                        "tool_choice", "tool_choice.type 'allowed_tools' is not supported"),
     "unknown choice": (CHAT, {"messages": HELLO, "tool_choice": {"type": "function", "function": {"name": "b"}},
                               "tools": [{"function": {"name": "a"}}]}, "tool_choice", "'b'"),
     "json output": (CHAT, {"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format",
@@ -281,6 +285,11 @@ def test_content_type_and_size(http: httpx.Client, server: LiveServer) -> None:
     assert "content-type" not in request.headers and http.send(request).status_code == 200
     charset = {"content-type": "application/json; charset=utf-8"}
     assert http.post(TEXT, content=b'{"prompt": "a"}', headers=charset).status_code == 200
+    marked = http.post(TEXT, content=b'\xef\xbb\xbf{"prompt": "a"}', headers=charset)
+    assert marked.status_code == 200, marked.text
+    packed = http.post(TEXT, content=gzip.compress(b'{"prompt": "a"}'), headers={"content-encoding": "gzip"})
+    assert (packed.status_code, fault(packed)["code"]) == (415, "unsupported_media_type")
+    assert "compressed" in fault(packed)["message"] and "gzip" in fault(packed)["message"]
     large = http.post(TEXT, json={"prompt": "a" * (1 << 20)})
     assert (large.status_code, fault(large)["code"]) == (413, "body_too_large")
     assert "1048576" in fault(large)["message"]
@@ -291,7 +300,7 @@ def test_content_type_and_size(http: httpx.Client, server: LiveServer) -> None:
 
     streamed = http.post(TEXT, content=pieces(), headers={"content-type": "application/json"})
     assert (streamed.status_code, fault(streamed)["code"]) == (413, "body_too_large")
-    assert len(server.engine.submits) == 2
+    assert len(server.engine.submits) == 3
 
 
 def test_error_before_and_in_a_stream(client: openai.OpenAI, http: httpx.Client, server: LiveServer) -> None:

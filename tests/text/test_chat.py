@@ -107,7 +107,8 @@ def test_template_and_tool_template_of_a_checkpoint(tmp_path: Path, tokenizers: 
     template = ChatTemplate({"default": "plain", "tool_use": "{{ tools | tojson }}"}, {})
     assert template.render(CHATS["one"]) == "plain"
     assert template.render(CHATS["one"], [{"a": 1}]) == '[{"a": 1}]'
-    assert template.source == "plain"
+    assert template.source == "plain" and template.tool_source == "{{ tools | tojson }}"
+    assert ChatTemplate("plain", {}).tool_source == "plain" and ChatTemplate(None, {}).tool_source is None
     with pytest.raises(InvalidRequest, match="no default"):
         ChatTemplate({"other": "x"}, {}).render(CHATS["one"])
 
@@ -207,7 +208,7 @@ def test_roles_arguments_and_reasoning() -> None:
         call = {"id": "1", "function": {"name": "f", "arguments": arguments}}
         message = normalised({"role": "assistant", "tool_calls": [call], "content": None})
         assert message["tool_calls"] == [{"id": "1", "function": {"name": "f", "arguments": expected}}]
-        assert "content" not in message
+        assert message["content"] == ""
     for name in ("reasoning", "reasoning_content"):
         message = normalised({"role": "assistant", "content": "x", name: "why"})
         assert message["reasoning_content"] == "why"
@@ -216,6 +217,26 @@ def test_roles_arguments_and_reasoning() -> None:
     assert "tool_calls" not in normalised({"role": "assistant", "content": "x", "tool_calls": []})
     none_test = "{% if message['content'] is none %}{% endif %}"
     assert normalised({"role": "assistant", "tool_calls": [CALL]}, none_test)["content"] is None
+    assert normalised({"role": "assistant", "tool_calls": [CALL]}, chat_templates.PARTS_ONLY)["content"] == []
+    of_reasoning = "{% if message.reasoning_content is string and message.reasoning_content is not none %}{% endif %}"
+    assert normalised({"role": "assistant", "tool_calls": [CALL]}, of_reasoning)["content"] == ""
+    parts = normalised({"role": "user", "content": "text"}, of_reasoning + chat_templates.PARTS_ONLY)["content"]
+    assert parts == [{"type": "text", "text": "text"}]
+
+
+@pytest.mark.parametrize("reasoning", [{}, {"reasoning_content": "It is about the weather."}])
+def test_answers_without_a_content_can_be_sent_back(reasoning: dict[str, str]) -> None:
+    """As clients hand back a call: the content is null or missing, which the first templates of Qwen3 search and
+    strip."""
+    template = ChatTemplate(chat_templates.QWEN3_FIRST, SPECIAL)
+    call = {"role": "assistant", **reasoning, "tool_calls": [CALL]}
+    chats: list[list[dict[str, Any]]] = [
+        [{"role": "user", "content": "x"}, {**call, **content}, {"role": "tool", "content": "sunny"}]
+        for content in ({"content": ""}, {"content": None}, {})
+    ]
+    expected, *others = (template.render(chat) for chat in chats)
+    assert others == [expected, expected] and '{"city": "Köln"}' in expected
+    assert all(text in expected for text in reasoning.values())
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ async def chat_completions(request: Request) -> Response | EventStream:
     body = await read_object(request)
     refuse(body, refusals.CHAT)
     chat = convert(body, ChatCompletionRequest)
+    if chat.skip_special_tokens is None:
+        chat.skip_special_tokens = not context.tags_are_special
     terms = terms_of(chat)
     with context.frontend.tally.refusals(terms.tenant), in_terms_of(_names(chat)):
         model = check_model(context.frontend, chat.model)

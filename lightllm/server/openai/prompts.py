@@ -66,7 +66,8 @@ async def render_chat(
         **template_kwargs,
     )
     token_ids = await context.frontend.encode(text, add_special_tokens)
-    return ChatPrompt(token_ids, prompt_opens_reasoning(text, context.reasoning_parser))
+    continued = _first_text(messages[-1].get("content")) if continues else ""
+    return ChatPrompt(token_ids, prompt_opens_reasoning(text, context.reasoning_parser, continued))
 
 
 def count_prompts(prompt: str | Sequence[Any]) -> int:
@@ -112,6 +113,12 @@ def _text(item: Any, index: int) -> str:
     if not isinstance(item, str):
         raise InvalidRequest(f"prompt[{index}] must be a string, as the entries before it", param=f"prompt[{index}]")
     return item
+
+
+def _first_text(content: Any) -> str:
+    """The text that a message's content begins with, whose form was checked."""
+    first = content[0] if isinstance(content, list) and content else content
+    return str(first["text"] if isinstance(first, dict) else first)
 
 
 def _effort_kwargs(effort: str | None) -> dict[str, Any]:

@@ -49,6 +49,9 @@ def _check_choice(choice: str | dict[str, Any] | None, names: list[str]) -> None
     if choice in (None, "auto", "none"):
         return
     if isinstance(choice, dict):
+        if (kind := choice.get("type", "function")) != "function":
+            message = f"tool_choice.type {str(kind)[:80]!r} is not supported; send the tools alone that may be called"
+            raise InvalidRequest(message, param="tool_choice")
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str):

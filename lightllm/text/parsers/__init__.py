@@ -8,9 +8,10 @@ from lightllm.text.parsers.events import (
     ToolCallStart,
     merge_events,
 )
-from lightllm.text.parsers.registry import OutputParser, create_parser, detect, prompt_opens_reasoning
+from lightllm.text.parsers.registry import FORMAT_TAGS, OutputParser, create_parser, detect, prompt_opens_reasoning
 
 __all__ = [
+    "FORMAT_TAGS",
     "OutputParser",
     "ParserEvent",
     "ReasoningDelta",

@@ -6,8 +6,9 @@
 A header in the usual order lets the arguments leave while they are written. Anything else (another key order,
 further keys, arguments as a string) waits for the closing tag and is then read as a whole; what is no call
 comes out as the plain text it was. Arguments that leave early leave as written: only their nesting and
-strings are followed, so a model that writes broken JSON there sends broken JSON. White space next to a call
-belongs to the format and is dropped.
+strings are followed, so a model that writes broken JSON there sends broken JSON; a tag outside a string ends them,
+whatever bracket is missing. White space next to a call belongs to the format and is dropped, but for some of it between
+two texts.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from lightllm.text.parsers.held import held_length
 __all__ = ["HermesParser"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"arguments"\s*:\s*(?=\{)')
-_OUTSIDE = re.compile(r'["{}\[\]]')
+# a longer name waits for the closing tag: read again with every piece, one without an end would take minutes
+_HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.){1,256}")\s*,\s*"arguments"\s*:\s*(?=\{)')
+_OUTSIDE = re.compile(r'["{}\[\]<]')
 _INSIDE = re.compile(r'["\\]')
 
 _raw = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -46,6 +48,7 @@ class HermesParser:
         self._searched = 0  # no closing tag begins before this place of the held body
         self._space = ""  # white space before the tag, given back if the tag holds no call
         self._after_call = False
+        self._has_text = False
 
     def push(self, delta: str) -> list[ParserEvent]:
         """Events that no later text can change."""
@@ -79,7 +82,10 @@ class HermesParser:
         certain = start if start >= 0 else len(self._held) - held_length(self._held, OPEN)
         shown = self._held[:certain].rstrip()
         if shown:
-            shown = shown.lstrip() if self._after_call else shown
+            if self._after_call:
+                bare = shown.lstrip()
+                between = shown[: len(shown) - len(bare)] or self._space
+                shown = between + bare if self._has_text else bare
             self._after_call = False
             self._give(shown, events)
             self._held = self._held[len(self._held[:certain].rstrip()) :]
@@ -108,7 +114,7 @@ class HermesParser:
         return True
 
     def _arguments(self, events: list[ParserEvent]) -> bool:
-        """Give arguments up to the bracket that closes them."""
+        """Give arguments up to the bracket that closes them, or to a tag."""
         end = self._scan()
         if self._held[:end]:
             events.append(ToolCallArguments(self._count - 1, self._held[:end]))
@@ -129,6 +135,13 @@ class HermesParser:
                 place += 1
             elif mark == '"':
                 self._in_string = not self._in_string
+            elif mark == "<":
+                rest = text[place - 1 : place - 1 + len(CLOSE)]
+                if rest.startswith((CLOSE, OPEN)):
+                    self._state = "closing"
+                    return place - 1
+                if CLOSE.startswith(rest) or OPEN.startswith(rest):
+                    return place - 1  # wait for the rest of the tag
             else:
                 self._depth += 1 if mark in "{[" else -1
                 if self._depth == 0:
@@ -171,10 +184,10 @@ class HermesParser:
         self._after_call = True
         return True
 
-    @staticmethod
-    def _give(text: str, events: list[ParserEvent]) -> None:
+    def _give(self, text: str, events: list[ParserEvent]) -> None:
         if text:
             events.append(TextDelta(text))
+            self._has_text = True
 
 
 def _argument_text(raw: msgspec.Raw) -> str | None:

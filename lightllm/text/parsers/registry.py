@@ -1,6 +1,6 @@
 """Parsers by name, and which of them a chat template calls for.
 
-A tool-call or reasoning format is one file with one class and one line in a table here.
+A tool-call or reasoning format is one file with one class and one line in two tables here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from typing import Protocol, TypeVar
 
 from lightllm.errors import ConfigError
 from lightllm.text.parsers.events import ParserEvent, TextDelta
+from lightllm.text.parsers.hermes import CLOSE as CALL_CLOSE
+from lightllm.text.parsers.hermes import OPEN as CALL_OPEN
 from lightllm.text.parsers.hermes import HermesParser
 from lightllm.text.parsers.think import CLOSE, OPEN, ThinkParser
 
 __all__ = [
+    "FORMAT_TAGS",
     "REASONING_PARSERS",
     "TOOL_PARSERS",
     "ChainParser",
@@ -41,6 +44,8 @@ class OutputParser(Protocol):
 TOOL_PARSERS: dict[str, Callable[[], OutputParser]] = {"hermes": HermesParser}
 REASONING_PARSERS: dict[str, Callable[[bool], OutputParser]] = {"think": ThinkParser}
 """Reasoning parsers take whether the prompt already opened the reasoning."""
+FORMAT_TAGS = {"hermes": (CALL_OPEN, CALL_CLOSE), "think": (OPEN, CLOSE)}
+"""What a parser looks for: it has to be in the text, whatever else of it is hidden."""
 
 
 class PlainParser:
@@ -93,9 +98,15 @@ def detect(template_source: str | None) -> tuple[str | None, str | None]:
     return "hermes" if hermes else None, "think" if think else None
 
 
-def prompt_opens_reasoning(prompt: str, reasoning: str | None) -> bool:
-    """Whether a rendered prompt ends inside the reasoning, so that the output begins there."""
-    return reasoning == "think" and prompt.rstrip().endswith(OPEN)
+def prompt_opens_reasoning(prompt: str, reasoning: str | None, continued: str = "") -> bool:
+    """Whether a rendered prompt ends inside the reasoning, so that the output begins there.
+
+    continued: the message in which the prompt ends, for the model to go on with it
+    """
+    if reasoning != "think":
+        return False
+    begun = continued.lstrip().startswith(OPEN) and prompt.rfind(OPEN) > prompt.rfind(CLOSE)
+    return begun or prompt.rstrip().endswith(OPEN)
 
 
 def _look_up(table: dict[str, P], option: str, name: str) -> P:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightllm.errors import ConfigError
 from lightllm.text.parsers import (
+    FORMAT_TAGS,
     OutputParser,
     ParserEvent,
     ReasoningDelta,
@@ -22,6 +23,7 @@ from lightllm.text.parsers import (
     merge_events,
     prompt_opens_reasoning,
 )
+from lightllm.text.parsers.registry import REASONING_PARSERS, TOOL_PARSERS
 
 FRAGMENTS = [
     "<tool_call>",
@@ -41,6 +43,7 @@ FRAGMENTS = [
     '{"name": "k", "arguments": ',
     "{",
     "}",
+    "[",
     '"',
     "\\",
 ]
@@ -91,6 +94,22 @@ def test_calls_stream_their_arguments_exactly() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("One.\n{}\n\nTwo.", "One.\n\nTwo."),
+        ("One. {}Two.", "One. Two."),
+        ("One.{} {}\nTwo.\n", "One.\nTwo.\n"),
+        ("One.{}Two.", "One.Two."),
+        ("\n{}\nTwo.", "Two."),
+        ("One.\n{}\n", "One."),
+    ],
+)
+def test_texts_around_a_call_do_not_run_together(text: str, shown: str) -> None:
+    events = parse(hermes(), list(text.replace("{}", '<tool_call>{"name": "f"}</tool_call>')))
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == shown
+
+
 def test_arguments_leave_while_they_are_written() -> None:
     parser = hermes()
     assert parser.push('<tool_call>\n{"name": "f", "arguments": {"te') == [
@@ -137,6 +156,27 @@ def test_other_ways_to_write_a_call(body: str, arguments: str) -> None:
     assert parse(hermes(), [f"<tool_call>{body}"]) == expected
 
 
+@pytest.mark.parametrize("arguments", ['{"a": {"b": "}"}', '{"a": [1}', '{"a": {"b": 1 < 2, <tool'])
+@pytest.mark.parametrize("tag", ["</tool_call>", ""])
+def test_arguments_that_lack_a_bracket_end_with_their_call(arguments: str, tag: str) -> None:
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}{tag}<tool_call>{{"name": "g"}}</tool_call> Done.'
+    assert parse(hermes(), list(text)) == [
+        ToolCallStart(0, "f"),
+        ToolCallArguments(0, arguments),
+        ToolCallStart(1, "g"),
+        ToolCallArguments(1, "{}"),
+        TextDelta("Done."),
+    ]
+
+
+def test_a_long_name_waits_for_the_end_of_its_call() -> None:
+    """Otherwise every piece of a name that never ends has all before it read again."""
+    name = "n" * 300
+    parser = hermes()
+    assert parser.push(f'<tool_call>{{"name": "{name}", "arguments": {{"a": 1') == []
+    assert merge_events(parser.push("}}</tool_call>")) == [ToolCallStart(0, name), ToolCallArguments(0, '{"a": 1}')]
+
+
 def test_a_cut_call_keeps_what_was_written() -> None:
     assert parse(hermes(), ['<tool_call>{"name": "f", "arguments": {"a": "x\\']) == [
         ToolCallStart(0, "f"),
@@ -179,6 +219,10 @@ def test_reasoning_and_calls_together() -> None:
     ]
 
 
+def test_every_format_says_what_it_looks_for() -> None:
+    assert set(FORMAT_TAGS) == {*TOOL_PARSERS, *REASONING_PARSERS}
+
+
 def test_names_of_parsers() -> None:
     with pytest.raises(ConfigError, match=r"tool_parser 'nonsense' is not known; known are: .*hermes"):
         create_parser("nonsense")
@@ -190,3 +234,6 @@ def test_names_of_parsers() -> None:
     assert prompt_opens_reasoning("<|im_start|>assistant\n<think>\n", "think")
     assert not prompt_opens_reasoning("<think>\n\n</think>\n\n", "think")
     assert not prompt_opens_reasoning("<think>", None)
+    for continued, opens in (("<think>\nLet", True), ("<think>a</think> b", False), ("What <think> means", False)):
+        assert prompt_opens_reasoning("<|im_start|>assistant\n" + continued, "think", continued) == opens
+    assert not prompt_opens_reasoning("<|im_start|>user\n<think>?<|im_end|>\n<|im_start|>assistant\n", "think")
