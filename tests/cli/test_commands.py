@@ -110,3 +110,17 @@ def test_serve_does_not_load_torch() -> None:
     script = "import sys, lightllm.cli.serve, lightllm.launch; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["generate"], 1), (["bogus"], 2)])
+def test_standard_streams_may_be_closed(arguments: list[str], code: int) -> None:
+    """Nothing else comes to stand in their place, here or in a process that is started."""
+    script = f"""
+import os, subprocess, sys
+from lightllm.cli.main import main
+code = main({arguments})
+child = [sys.executable, "-c", "import os; os.fstat(0), os.fstat(1), os.fstat(2)"]
+os._exit(code if os.open(os.devnull, os.O_RDONLY) > 2 and subprocess.run(child).returncode == 0 else 99)
+"""
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script]
+    assert subprocess.run(closed, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120).returncode == code
