@@ -73,7 +73,7 @@ def _parse_line(line: str) -> Any:
         return line
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line
     return value.get("messages", value.get("prompt", line)) if isinstance(value, dict) else line
 

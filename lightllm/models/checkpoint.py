@@ -213,7 +213,7 @@ def _read_index(index: Path) -> dict[str, Path]:
     try:
         entries: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         homes = {name: index.parent / file for name, file in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise CheckpointError(f"{index} is not a readable weight index: {error!r}") from error
     for file in set(entries.values()):  # which may be links to elsewhere, as in the hub's cache
         if Path(file).name != file or not (index.parent / file).is_file():

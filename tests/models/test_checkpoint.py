@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,11 @@ def test_dummy_weights_need_only_a_config(broken: Path) -> None:
         ({"partial_rotary_factor": 2.0}, "at most 1, got 2.0"),
         ({"partial_rotary_factor": 0.07}, "must be even and at least 2, partial_rotary_factor 0.07"),
         ({"mlp_bias": True}, "bias"),
+        ({"max_position_embeddings": 10**30}, "max_position_embeddings must be at most 2147483647, got 1"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a finite number, got 1"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a finite number, got nan"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 10**400}}, "rope_theta must be a number above 0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 10**400}}, "factor must be a number of at least 0"),
     ],
 )
 def test_bad_config_is_named(broken: Path, changes: dict[str, Any], named: str) -> None:
@@ -254,8 +260,9 @@ def test_not_a_model_directory(tmp_path: Path) -> None:
 
 
 def test_config_that_is_no_json(broken: Path) -> None:
-    (broken / "config.json").write_text("{oops")
-    assert "config.json" in refusal(broken).message
+    for text in ("{oops", "[" * 100_000):
+        (broken / "config.json").write_text(text)
+        assert "config.json cannot be read as JSON" in refusal(broken).message
 
 
 def test_no_such_directory() -> None:
