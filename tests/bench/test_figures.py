@@ -52,7 +52,7 @@ def test_ranges(text: str | None, span: tuple[int, int] | None) -> None:
     assert parse_range(text, "input_len") == span
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5", "9-3", "1-2-3", "many"])
+@pytest.mark.parametrize("text", ["", "0", "-5", "9-3", "1-2-3", "many", "\u00b2"])
 def test_bad_ranges_are_named(text: str) -> None:
     with pytest.raises(ConfigError, match="input_len"):
         parse_range(text, "input_len")
