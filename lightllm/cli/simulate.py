@@ -80,8 +80,8 @@ class SimulateCommand:
 
     def _check(self) -> None:
         """Raise ConfigError for a number that no simulation can have."""
-        check_at_least_one(self, "seeds", "clients", "total_tokens")
-        check_positive(self, "rate", "seconds", "ttft_target", "gap_target")
+        check_at_least_one(self, "seeds", "clients", "total_tokens", "faithful")
+        check_positive(self, "rate", "patience", "seconds", "ttft_target", "gap_target")
         check_not_negative(self, "warm_up")
 
     def _loads(self) -> list[tuple[str, Workload | list[Job]]]:
@@ -94,7 +94,10 @@ class SimulateCommand:
         if self.faithful is not None:
             if isinstance(load, list):
                 raise ConfigError("faithful runs named workloads, not traces", param="faithful")
-            return [run_faithful(variant, load, self.faithful, seed).summary() for seed in range(self.seeds)]
+            return [
+                run_faithful(variant, load, self.faithful, seed, self.total_tokens).summary()
+                for seed in range(self.seeds)
+            ]
         settings = SchedulerSettings(
             max_running=self.max_running, max_step_tokens=self.max_step_tokens, max_waiting=1_000_000
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -118,6 +119,8 @@ def test_a_bad_trace_names_the_line(tmp_path: Path, content: str, message: str) 
         (lambda: find_workload("d9"), "workload must be one of d1, d2, d3, heavy, chat, tenants, got 'd9'"),
         (lambda: parse_variant("lifo/oracle"), "policy must be one of fcfs, .*got 'lifo'"),
         (lambda: parse_variant("guess"), "estimator must be one of conservative, .*oracle, got 'guess'"),
+        (lambda: parse_variant("fixed:nan"), "nan is no output length"),
+        (lambda: parse_variant("fixed:2.5"), "2.5 is no output length"),
         (lambda: parse_variant("watermark:high"), "'high' is not a number"),
     ],
 )
@@ -140,9 +143,32 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert all(len(result["seeds"]) == 2 for result in results)
 
 
+def test_what_nobody_measured_is_null_and_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    command = SimulateCommand(workload=("chat",), seconds=0.001, warm_up=0.0, json=str(tmp_path / "out.json"))
+    assert command.run() == 0
+    (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert result["mean"]["num_finished"] == 0 and result["mean"]["ttft_p50"] is None
+    with pytest.raises(ConfigError, match="cannot write"):
+        replace(command, json=str(tmp_path / "out.json" / "below")).run()
+
+
+def test_the_faithful_set_up_has_the_pool_asked_for() -> None:
+    with pytest.raises(ConfigError, match="total_tokens of 2000 cannot hold"):
+        SimulateCommand(faithful=3, total_tokens=2000).run()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seeds", 0), ("clients", 0), ("total_tokens", 0), ("rate", 0.0), ("seconds", float("nan")), ("warm_up", -1.0)],
+    [
+        ("seeds", 0),
+        ("clients", 0),
+        ("total_tokens", 0),
+        ("rate", 0.0),
+        ("seconds", float("nan")),
+        ("warm_up", -1.0),
+        ("patience", float("nan")),
+        ("faithful", -5),
+    ],
 )
 def test_numbers_that_no_simulation_can_have_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{name} must be .*, got {value}"):
