@@ -114,4 +114,8 @@ class SimulateCommand:
             ttft_target=self.ttft_target,
             refuse_late=self.refuse_late,
         )
-        return list(summarise(variant, load, conditions, self.seeds))
+        summaries = list(summarise(variant, load, conditions, self.seeds))
+        if isinstance(load, list) and not any(s.num_finished + s.num_gave_up + s.num_refused for s in summaries):
+            message = f"no request of the trace ended after the warm-up of {self.warm_up:g} s; lower --warm-up"
+            raise ConfigError(message, param="warm_up")
+        return summaries

@@ -185,6 +185,8 @@ def test_a_trace_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path.write_text(TRACE)
     assert SimulateCommand(trace=str(path), warm_up=0.0).run() == 0
     assert "| 2 | 0 | 0 |" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="no request of the trace ended after the warm-up of 300 s"):
+        SimulateCommand(trace=str(path)).run()
 
 
 TENTH = Workload("d1/10", uniform(4, 410), uniform(205, 410), 500)
