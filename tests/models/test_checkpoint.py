@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lightllm import LLM, LightLLMError, SamplingParams
+from lightllm.config.locate import read_template
 from lightllm.device.file_reader import FileReader
 from lightllm.errors import CheckpointError, ConfigError, OutOfMemory
 from lightllm.models.checkpoint import DummySource, SafetensorsSource
@@ -268,6 +270,30 @@ def test_config_that_is_no_json(broken: Path) -> None:
 def test_no_such_directory() -> None:
     with pytest.raises(ConfigError, match="neither a directory"):
         LLM("/no/such/place")
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/model", "a" * 5000])
+def test_names_that_can_be_no_path(tiny_llama: Path, name: str) -> None:
+    for given in ({"model": name}, {"model": str(tiny_llama), "tokenizer": name}):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            LLM(**given)
+    with pytest.raises(ConfigError, match=r"chat template .* cannot be read"):
+        read_template(name)
+
+
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [("", 0o000), ("model", 0o000), ("model", 0o111), ("model", 0o444), ("model/model.safetensors", 0)],
+)
+def test_what_may_not_be_read_is_said_to_be_so(broken: Path, place: str, mode: int) -> None:
+    path = broken.parent / place
+    path.chmod(mode)
+    try:
+        if os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+            pytest.skip("this user may read everything")
+        assert "Permission denied" in refusal(broken).message
+    finally:
+        path.chmod(0o755)
 
 
 def test_unknown_setting_is_named(tiny_llama: Path) -> None:
