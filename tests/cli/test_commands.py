@@ -92,6 +92,9 @@ def test_bench_offline_writes_figures_and_a_cost_model(tiny_llama: Path, tmp_pat
         (["bench", "serve", "--gap-limit", "-1"], 1, "gap_limit must be a positive number, got -1"),
         (["bench", "serve", "--url", "ftp://x"], 1, "url must look like http://host:port"),
         (["bench", "serve", "--url", "http://127.0.0.1:9"], 1, "no answer from 127.0.0.1:9"),
+        (["chat", "--url", "http://127.0.0.1:9"], 1, "no answer from 127.0.0.1:9"),
+        (["chat", "--url", "http://127.0.0.1:9", "--chat-template", "x"], 1, "chat_template is for a model in this"),
+        (["chat", "--api-key", "secret"], 1, "api_key is for a server; name it with --url"),
         (["generate", "/no/such/directory", "--prompt", "x"], 1, "neither a directory"),
     ],
 )
