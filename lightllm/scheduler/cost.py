@@ -85,6 +85,8 @@ def load_step_cost(path: str | Path) -> StepCost:
     for name, value in seconds.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
             raise ConfigError(f"step_cost: {path}: {name} must be at least 0, got {value!r}", param="step_cost")
+    if not any(seconds.values()):
+        raise ConfigError(f"step_cost: {path}: a step must take some time, all of its costs are 0", param="step_cost")
     return StepCost(**seconds)
 
 

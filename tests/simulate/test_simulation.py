@@ -90,6 +90,8 @@ def test_traces_in_both_formats(tmp_path: Path) -> None:
     lines.write_text("\n".join(json.dumps(row) for row in rows))
     assert [(len(j.prompt), j.output_len, j.tenant) for j in read_trace(table, 100)] == [(10, 5, "a"), (20, 6, "b")]
     assert [(len(j.prompt), j.arrival) for j in read_trace(lines, 100)] == [(10, 0.0), (1, 1.0)]
+    table.write_text("\ufeff" + table.read_text())  # as spreadsheets write it
+    assert [len(j.prompt) for j in read_trace(table, 100)] == [10, 20]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,7 @@ def test_traces_in_both_formats(tmp_path: Path) -> None:
         ("arrival,prompt_tokens,output_tokens\n5,1,1\n4,1,1\n", "line 3: arrival 4 comes before"),
         ("arrival,prompt_tokens,output_tokens\n", "holds no requests"),
         ("", "holds no requests"),
+        ("arrival,prompt_tokens,output_tokens\n0,1," + "5" * 200_000, "after line 1: field larger than"),
     ],
 )
 def test_a_bad_trace_names_the_line(tmp_path: Path, content: str, message: str) -> None:
