@@ -79,7 +79,10 @@ class SimulateCommand:
         return 0
 
     def _check(self) -> None:
-        """Raise ConfigError for a number that no simulation can have."""
+        """Raise ConfigError for a number that no simulation can have, and for nothing to simulate."""
+        for name in ("workload", "variant"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} names nothing to simulate; give at least one", param=name)
         check_at_least_one(self, "seeds", "clients", "total_tokens", "faithful")
         check_positive(self, "rate", "patience", "seconds", "ttft_target", "gap_target")
         check_not_negative(self, "warm_up")

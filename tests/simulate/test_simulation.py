@@ -178,6 +178,12 @@ def test_numbers_that_no_simulation_can_have_are_refused(name: str, value: float
         SimulateCommand(**{name: value}).run()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["workload", "variant"])
+def test_nothing_to_simulate_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} names nothing"):
+        SimulateCommand(**{name: ()}).run()  # type: ignore[arg-type]
+
+
 def test_a_pool_too_small_for_the_workload_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"total_tokens of 2000 cannot hold a prompt of \d+ tokens and an output of"):
         SimulateCommand(total_tokens=2000).run()
