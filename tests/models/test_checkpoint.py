@@ -17,7 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from lightllm import LLM, LightLLMError, SamplingParams
 from lightllm.config.locate import read_template
+from lightllm.config.settings import ModelSettings
+from lightllm.device.device import Device
 from lightllm.device.file_reader import FileReader
+from lightllm.engine.build import choose_dtype
 from lightllm.errors import CheckpointError, ConfigError, OutOfMemory
 from lightllm.models.checkpoint import DummySource, SafetensorsSource
 from lightllm.models.config_reader import ConfigReader
@@ -208,6 +211,15 @@ def test_bad_config_is_named(broken: Path, changes: dict[str, Any], named: str) 
     change_config(broken, **changes)
     error = refusal(broken)
     assert isinstance(error, CheckpointError) and named in error.message
+
+
+@pytest.mark.parametrize("stored", ["int8", ["bfloat16"]])
+def test_a_type_of_weights_that_is_none_is_named(stored: Any) -> None:
+    """On a GPU, where the checkpoint's own is taken: by the engine and by `lightllm env --explain`."""
+    gpu = Device(torch.device("cuda"), "Some GPU")
+    with pytest.raises(ConfigError, match=r"dtype .* is not one of float32, bfloat16, float16; use --dtype"):
+        choose_dtype(ModelSettings(), ConfigReader({"dtype": stored}), gpu)
+    assert choose_dtype(ModelSettings(), ConfigReader({"torch_dtype": "float32"}), gpu)[0] == torch.bfloat16
 
 
 def test_unknown_key_can_be_allowed(broken: Path) -> None:
