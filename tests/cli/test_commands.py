@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lightllm.cli.generate import GenerateFlags, read_prompts
+from lightllm.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -44,6 +45,16 @@ def test_only_line_feeds_separate_prompts(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert read_prompts(GenerateFlags(prompts_file=str(file))) == prompts
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     assert read_prompts(GenerateFlags()) == prompts
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [('{"prompt": 5}', "prompt of a line must be text, got 5"), ('{"messages": "hi"}', 'must be a list, got "hi"')],
+)
+def test_lines_that_are_no_prompts_are_named(monkeypatch: pytest.MonkeyPatch, line: str, words: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(line))
+    with pytest.raises(ConfigError, match=words):
+        read_prompts(GenerateFlags())
 
 
 def test_chat_answers_each_line_of_a_pipe(tiny_llama: Path) -> None:
