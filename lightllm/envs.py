@@ -46,4 +46,4 @@ def log_level() -> str:
 def openmp_threads() -> int | None:
     """OpenMP's own variable, OMP_NUM_THREADS, if it holds a positive number: its first level counts."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(first) if first.isdigit() and int(first) > 0 else None
+    return int(first) if first.isdecimal() and int(first) > 0 else None

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from lightllm.errors import ConfigError
 
@@ -28,14 +28,21 @@ class Target:
     @classmethod
     def parse(cls, url: str) -> Target:
         """http://host:port, with or without /v1. Raises ConfigError for anything else."""
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        try:
-            port = 80 if parts.port is None else parts.port
-        except ValueError:
-            port = 0
-        if parts.scheme != "http" or not parts.hostname or not port:
+        parts = split_url(url)
+        if parts.scheme != "http":
             raise ConfigError(f"url must look like http://host:port, got {url!r}", param="url")
-        return cls(parts.hostname, port, parts.path.rstrip("/").removesuffix("/v1"))
+        return cls(parts.hostname or "", parts.port or 80, parts.path.rstrip("/").removesuffix("/v1"))
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of an address with a host and, if any, a valid port. Raises ConfigError for anything else."""
+    try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.hostname and parts.port != 0:
+            return parts
+    except ValueError:  # of a port, or of brackets that do not match
+        pass
+    raise ConfigError(f"url must look like http://host:port, got {url!r}", param="url")
 
 
 class HttpFault(Exception):
@@ -77,11 +84,11 @@ def _head(target: Target, method: str, route: str, length: int, api_key: str | N
 
 
 async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    status_line = (await reader.readline()).split(None, 2)
+    status_line = (await _line(reader)).split(None, 2)
     if len(status_line) < 2 or not status_line[0].startswith(b"HTTP/") or not status_line[1].isdigit():
         raise HttpFault("the answer is not HTTP")
     headers: dict[str, str] = {}
-    while line := (await reader.readline()).strip():
+    while line := (await _line(reader)).strip():
         name, _, value = line.decode("latin-1").partition(":")
         headers[name.strip().lower()] = value.strip()
     return int(status_line[1]), headers
@@ -90,14 +97,35 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]
 async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
     """The body in the pieces it arrives in."""
     if headers.get("transfer-encoding", "").lower() == "chunked":
-        while size := int((await reader.readline()).split(b";")[0] or b"0", 16):
+        while size := _size(await _line(reader), 16):
             yield await reader.readexactly(size)
             await reader.readexactly(2)
     elif "content-length" in headers:
-        yield await reader.readexactly(int(headers["content-length"]))
+        yield await reader.readexactly(_size(headers["content-length"].encode(), 10))
     else:
         while piece := await reader.read(1 << 16):
             yield piece
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """One line with its end, which the connection must not come before."""
+    try:
+        line = await reader.readline()
+    except ValueError as error:
+        raise HttpFault(f"the answer has a line of more than {LIMIT} bytes") from error
+    if not line.endswith(b"\n"):
+        raise asyncio.IncompleteReadError(line, None)
+    return line
+
+
+def _size(text: bytes, base: int) -> int:
+    try:
+        size = int(text.split(b";")[0], base)
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise HttpFault(f"the answer is not HTTP: {text[:40]!r} is no size")
+    return size
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

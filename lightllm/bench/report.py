@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,24 @@ from lightllm.errors import ConfigError
 
 
 def command_line() -> str:
-    """The command that is running, as a person would type it."""
+    """The command that is running, as a person would type it. Where the report goes does not matter to who repeats it,
+    and a key is nobody else's business."""
     program = Path(sys.argv[0])
     start = ["lightllm"] if program.name in ("lightllm", "main.py") else ["python", _relative(program)]
-    given = sys.argv[1:]
-    if "--json" in given:  # where the report goes does not matter to who repeats it
-        at = given.index("--json")
-        given = given[:at] + given[at + 2 :]
-    return shlex.join([*start, *given])
+    return shlex.join([*start, *_without(sys.argv[1:], "--json", "--api-key")])
+
+
+def _without(arguments: Sequence[str], *flags: str) -> list[str]:
+    """Arguments without those flags and their values, in either spelling: `--flag value` or `--flag=value`."""
+    left: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, joined, _ = word.partition("=")
+        if name.replace("_", "-") not in flags:
+            left.append(word)
+        elif not joined:
+            next(words, None)
+    return left
 
 
 def _relative(path: Path) -> str:

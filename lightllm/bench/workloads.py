@@ -92,7 +92,7 @@ def parse_range(text: str | None, name: str) -> Range | None:
     if text is None:
         return None
     parts = text.split("-")
-    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise ConfigError(f"{name} must be a length like 128 or a range like 100-1024, got {text!r}", param=name)
     low, high = int(parts[0]), int(parts[-1])
     if not 1 <= low <= high:

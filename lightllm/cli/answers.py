@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
+from lightllm.bench.http_stream import split_url
 from lightllm.cli.flags import SamplingFlags
 from lightllm.cli.sampling import sampling_params
 from lightllm.config.settings import Settings
@@ -58,10 +58,10 @@ class RemoteAnswerer:
     """A server at `url`, e.g. http://127.0.0.1:8000 (with or without /v1)."""
 
     def __init__(self, url: str, model: str | None, api_key: str | None, flags: SamplingFlags) -> None:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        parts = split_url(url)
+        if parts.scheme not in ("http", "https"):
             raise ConfigError(f"url must look like http://host:port, got {url!r}", param="url")
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname or "", parts.port
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._headers = {"Content-Type": "application/json"}
         if api_key:
@@ -74,18 +74,22 @@ class RemoteAnswerer:
         with self._response("POST", "/v1/chat/completions", body) as response:
             for line in response:
                 data = line.decode(errors="replace").removeprefix("data:").strip()
-                if not line.startswith(b"data:") or data == "[DONE]":
+                if not line.startswith(b"data:"):
                     continue
-                yield _delta(json.loads(data))
+                if data == "[DONE]":
+                    return
+                yield _delta(_parse(data))
+            raise NotReady(f"the answer of {self._host} broke off")
 
     def close(self) -> None:
         pass
 
     def _first_model(self) -> str:
         with self._response("GET", "/v1/models", None) as response:
-            models = json.loads(response.read()).get("data", [])
-        if not models:
-            raise ConfigError(f"{self._host} serves no model")
+            listed = _parse(response.read())
+        models = listed.get("data")
+        if not isinstance(models, list) or not models or not isinstance(models[0], dict) or "id" not in models[0]:
+            raise ConfigError(f"{self._host} serves no model", param="url")
         return str(models[0]["id"])
 
     @contextmanager
@@ -100,6 +104,8 @@ class RemoteAnswerer:
             if response.status != 200:
                 raise LightLLMError(_fault(response.status, response.read()))
             yield response
+        except UnicodeEncodeError as error:  # of a header: HTTP knows Latin-1 only
+            raise ConfigError("the API key has characters that no header can hold", param="api_key") from error
         except (OSError, http.client.HTTPException) as error:
             where = f"{self._host}:{self._port or connection.default_port}"
             raise NotReady(f"no answer from {where}: {error or type(error).__name__}") from error
@@ -107,12 +113,23 @@ class RemoteAnswerer:
             connection.close()
 
 
-def _delta(chunk: Any) -> str:
+def _parse(data: str | bytes) -> dict[str, Any]:
+    """The JSON object that a server sent. Raises LightLLMError for anything else."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise LightLLMError(f"the answer is not that of a server with the OpenAI API: {data[:60]!r}")
+    return value
+
+
+def _delta(chunk: dict[str, Any]) -> str:
     """The text of one chunk of a stream. Raises LightLLMError for an error in mid-stream."""
-    if "error" in chunk:
-        raise LightLLMError(str(chunk["error"].get("message", chunk["error"])))
+    if error := chunk.get("error"):
+        raise LightLLMError(str(error.get("message", error) if isinstance(error, dict) else error))
     choices = chunk.get("choices") or [{}]
-    delta = choices[0].get("delta", {})
+    delta = choices[0].get("delta") or {}
     return str(delta.get("reasoning_content") or "") + str(delta.get("content") or "")
 
 

@@ -13,8 +13,11 @@ from lightllm.bench.load import LoadClient, first_model
 from lightllm.bench.report import command_line, software, write_json
 from lightllm.bench.workloads import TokenRequest, WorkloadShape, make_requests, parse_range
 from lightllm.cli.flags import parse
-from lightllm.config.checks import check_at_least_one, check_positive
+from lightllm.config.checks import check_at_least_one, check_not_negative, check_positive
 from lightllm.errors import ConfigError, NotReady
+
+LARGEST_VOCABULARY = 2**31
+"""Token ids are int32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,13 @@ def run(argv: Sequence[str]) -> int:
 
 def _check(flags: BenchServeFlags) -> None:
     check_at_least_one(flags, "requests", "concurrency", "vocab_size")
-    if flags.warm_up < 0:
-        raise ConfigError(f"warm_up must not be negative, got {flags.warm_up}", param="warm_up")
+    check_not_negative(flags, "warm_up", "temperature", "seed")
     check_positive(flags, "rate")
+    check_positive(flags.limits, "ttft_limit", "tpot_limit", "gap_limit", "latency_limit")
+    if flags.vocab_size > LARGEST_VOCABULARY:
+        raise ConfigError(
+            f"vocab_size must be at most {LARGEST_VOCABULARY}, got {flags.vocab_size}", param="vocab_size"
+        )
 
 
 async def _load(flags: BenchServeFlags, target: Target) -> LoadResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from rich.console import Console
 
@@ -14,7 +14,7 @@ from lightllm.cli.conversation import Conversation
 from lightllm.cli.flags import ModelFlags, SamplingFlags, parse, settings_of
 from lightllm.cli.precheck import check_model
 from lightllm.config.settings import EngineSettings
-from lightllm.errors import LightLLMError
+from lightllm.errors import ConfigError, LightLLMError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,18 @@ def run(argv: Sequence[str]) -> int:
 
 
 def make_answerer(flags: ChatFlags) -> Answerer:
-    """The server at --url, or a model loaded here. Raises ConfigError and what loading raises."""
+    """The server at --url, or a model loaded here. Raises ConfigError, also for a flag that is of no use then, and what
+    loading raises."""
     if flags.url is not None:
+        for section in (flags.model, flags.engine):
+            for setting in fields(section):
+                if setting.name != "model" and getattr(section, setting.name) != setting.default:
+                    message = f"{setting.name} is for a model in this process, --url names a server; give one of them"
+                    raise ConfigError(message, param=setting.name)
         key = flags.api_key or os.environ.get("OPENAI_API_KEY")
         return RemoteAnswerer(flags.url, flags.model.model, key, flags.sampling)
+    if flags.api_key is not None:
+        raise ConfigError("api_key is for a server; name it with --url", param="api_key")
     directory = check_model(flags.model)
     return LocalAnswerer(settings_of(flags.model, flags.engine), directory, flags.sampling)
 

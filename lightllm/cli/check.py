@@ -16,7 +16,8 @@ import numpy as np
 from lightllm.cli.flags import ModelFlags, parse, settings_of
 from lightllm.cli.precheck import check_config
 from lightllm.cli.references import Case, Float32, ask_transformers, read_golden
-from lightllm.config.locate import find_model
+from lightllm.config.checks import check_not_negative
+from lightllm.config.locate import find_model, find_tokenizer
 from lightllm.config.settings import EngineSettings, SchedulerSettings
 from lightllm.errors import ConfigError
 
@@ -68,6 +69,7 @@ class Comparison:
 def run(argv: Sequence[str]) -> int:
     """Print a table of differences; 1 if a prompt is beyond the tolerance."""
     flags = parse(CheckFlags, "check", argv)
+    check_not_negative(flags, "num_greedy", "tolerance")
     directory = find_model(flags.model.model)
     check_config(directory)
     cases = _cases(flags, directory)
@@ -149,7 +151,10 @@ def _cases(flags: CheckFlags, directory: Path) -> list[Case]:
     if flags.prompt:
         from lightllm.text.tokenizer import Tokenizer
 
-        prompts = Tokenizer.load(directory).encode_batch(list(flags.prompt))
+        tokenizer = Tokenizer.load(find_tokenizer(flags.model.tokenizer, directory))
+        prompts = tokenizer.encode_batch(list(flags.prompt))
+        if [] in prompts:
+            raise ConfigError("a prompt has no tokens; it needs at least 1", param="prompt")
     else:
         from lightllm.models.config_reader import ConfigReader
 

@@ -82,22 +82,18 @@ def _device_facts(settings: EngineSettings) -> dict[str, Any]:
 
 def _kernel_facts(flags: EnvFlags) -> dict[str, Any]:
     """The kernels that `build` would choose for this model on this device."""
-    import torch
-
     from lightllm.device.device import find_device
+    from lightllm.engine.build import choose_dtype
     from lightllm.kernels.registry import choose_kernels
     from lightllm.models.config_reader import ConfigReader
     from lightllm.models.registry import read_model_spec
 
     device, _ = find_device(flags.engine.device)
-    dtype: str = flags.model.dtype
     config = ConfigReader.load(find_model(flags.model.model))
     shape = read_model_spec(config, allow_unknown_keys=True).head_shape
-    if dtype == "auto" and device.is_cuda:
-        stored = config.peek("dtype") or config.peek("torch_dtype") or "bfloat16"
-        dtype = "bfloat16" if stored == "float32" else stored
-    name = "float32" if dtype == "auto" else dtype
-    return {"dtype": name, "chosen": choose_kernels(device, getattr(torch, name), shape).reasons}
+    dtype, _ = choose_dtype(flags.model, config, device)
+    name = str(dtype).removeprefix("torch.")
+    return {"dtype": name, "chosen": choose_kernels(device, dtype, shape).reasons}
 
 
 def _as_text(facts: dict[str, Any]) -> str:

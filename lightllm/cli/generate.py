@@ -68,14 +68,22 @@ def _lines(text: str) -> list[str]:
 
 
 def _parse_line(line: str) -> Any:
-    """A line of text is a prompt as it is, unless it is a JSON object with a prompt or messages."""
+    """A line of text is a prompt as it is, unless it is a JSON object with a prompt or messages. Raises ConfigError for
+    one that holds something else."""
     if not line.lstrip().startswith("{"):
         return line
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line
-    return value.get("messages", value.get("prompt", line)) if isinstance(value, dict) else line
+    if not isinstance(value, dict):
+        return line
+    for key, kind, name in (("messages", list, "a list"), ("prompt", str, "text")):
+        if key in value:
+            if not isinstance(value[key], kind):
+                raise ConfigError(f"{key} of a line must be {name}, got {json.dumps(value[key])[:60]}", param=key)
+            return value[key]
+    return line
 
 
 def _render(llm: Any, prompt: Any, chat: bool) -> Any:

@@ -54,6 +54,7 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
+    _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
@@ -86,6 +87,17 @@ def overview() -> str:
     return "\n".join(
         [head, "", "usage: lightllm COMMAND [options]", "", *lines, "", "lightllm COMMAND --help tells more."]
     )
+
+
+def _open_standard_streams() -> None:
+    """Lead standard streams that are closed, as in `lightllm serve <&- >&-`, nowhere. Their numbers would go to what
+    is opened next: a worker would get a standard stream in place of a ring, and logs be written into one."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: `fd`
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115 - kept
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -39,15 +39,19 @@ def read_golden(path: Path) -> list[Case]:
 
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError) as error:  # the last for a type that numpy has not
         raise ConfigError(f"golden file {path} cannot be read: {error}", param="golden") from error
     cases: list[Case] = []
     while f"prompt_{len(cases)}.ids" in tensors:
         name = f"prompt_{len(cases)}"
         ids, logits = tensors[f"{name}.ids"], tensors.get(f"{name}.logits")
+        greedy = tensors.get(f"{name}.greedy", np.empty(0, np.int64))
+        for kind, values in (("ids", ids), ("greedy", greedy)):
+            if values.ndim != 1 or values.dtype.kind not in "iu":
+                given = f"{values.dtype} {list(values.shape)}"
+                raise ConfigError(f"golden file {path}: {name}.{kind} must be int64 [L], got {given}", param="golden")
         if logits is None or logits.ndim != 2 or logits.shape[0] != ids.size:
             raise ConfigError(f"golden file {path}: {name}.logits must be [{ids.size}, vocab]", param="golden")
-        greedy = tensors.get(f"{name}.greedy", np.empty(0, np.int64))
         cases.append(Case(name, ids.tolist(), log_softmax(logits), greedy.tolist()))
     if not cases:
         raise ConfigError(f"golden file {path} has no prompt_0.ids", param="golden")

@@ -79,9 +79,12 @@ class SimulateCommand:
         return 0
 
     def _check(self) -> None:
-        """Raise ConfigError for a number that no simulation can have."""
-        check_at_least_one(self, "seeds", "clients", "total_tokens")
-        check_positive(self, "rate", "seconds", "ttft_target", "gap_target")
+        """Raise ConfigError for a number that no simulation can have, and for nothing to simulate."""
+        for name in ("workload", "variant"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} names nothing to simulate; give at least one", param=name)
+        check_at_least_one(self, "seeds", "clients", "total_tokens", "faithful")
+        check_positive(self, "rate", "patience", "seconds", "ttft_target", "gap_target")
         check_not_negative(self, "warm_up")
 
     def _loads(self) -> list[tuple[str, Workload | list[Job]]]:
@@ -94,7 +97,10 @@ class SimulateCommand:
         if self.faithful is not None:
             if isinstance(load, list):
                 raise ConfigError("faithful runs named workloads, not traces", param="faithful")
-            return [run_faithful(variant, load, self.faithful, seed).summary() for seed in range(self.seeds)]
+            return [
+                run_faithful(variant, load, self.faithful, seed, self.total_tokens).summary()
+                for seed in range(self.seeds)
+            ]
         settings = SchedulerSettings(
             max_running=self.max_running, max_step_tokens=self.max_step_tokens, max_waiting=1_000_000
         )
@@ -111,4 +117,8 @@ class SimulateCommand:
             ttft_target=self.ttft_target,
             refuse_late=self.refuse_late,
         )
-        return list(summarise(variant, load, conditions, self.seeds))
+        summaries = list(summarise(variant, load, conditions, self.seeds))
+        if isinstance(load, list) and not any(s.num_finished + s.num_gave_up + s.num_refused for s in summaries):
+            message = f"no request of the trace ended after the warm-up of {self.warm_up:g} s; lower --warm-up"
+            raise ConfigError(message, param="warm_up")
+        return summaries

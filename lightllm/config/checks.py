@@ -29,8 +29,8 @@ def read_text(path: str, what: str, param: str) -> str:
     """The text of a file, whose path may begin with ~."""
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last for ~user if there is no such user
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
         raise ConfigError(f"{what} {path} cannot be read: {reason}", param=param) from error
 
 

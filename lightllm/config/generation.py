@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ def read_generation_defaults(directory: Path) -> GenerationDefaults:
         raise CheckpointError(f"{directory}: eos_token_id must hold token ids, got {eos!r}", param="eos_token_id")
     sampling = {name: values[name] for name in _DEFAULTS if values.get(name) is not None}
     for name, value in sampling.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             where = directory / "generation_config.json"
-            raise CheckpointError(f"{where}: {name} must be a number, got {value!r}", param=name)
+            raise CheckpointError(f"{where}: {name} must be a finite number, got {value!r}", param=name)
     if values.get("do_sample") is False:
         sampling = {"temperature": 0.0} | {k: v for k, v in sampling.items() if k == "repetition_penalty"}
     return GenerationDefaults(tuple(ids), sampling)
@@ -49,7 +50,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, it holds {type(values).__name__}")

@@ -3,6 +3,9 @@ template."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightllm.config.checks import read_text
@@ -17,11 +20,13 @@ def find_model(name: str | None) -> Path:
     CheckpointError for a directory that holds no model."""
     if name is None:
         return DEMO
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"{path} is no model directory: it has no config.json")
-        return path.resolve()
+    with _errors_naming("model", name):
+        path = Path(name).expanduser()
+        if path.is_dir():
+            os.scandir(path).close()
+            if not (path / "config.json").is_file():
+                raise CheckpointError(f"{path} is no model directory: it has no config.json")
+            return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ConfigError(f"{name} is neither a directory nor a hub name like owner/model", param="model")
     return _download(name)
@@ -31,10 +36,12 @@ def find_tokenizer(name: str | None, model: Path) -> Path:
     """The directory of the tokenizer: a directory of its own if one is named, else the model's."""
     if name is None:
         return model
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        raise ConfigError(f"tokenizer {name} is no directory", param="tokenizer")
-    return path.resolve()
+    with _errors_naming("tokenizer", name):
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            raise ConfigError(f"tokenizer {name} is no directory", param="tokenizer")
+        os.scandir(path).close()
+        return path.resolve()
 
 
 def read_template(path: str) -> str:
@@ -47,6 +54,16 @@ def model_name(name: str | None) -> str:
     if name is None:
         return "lightllm-demo"
     return name if not Path(name).expanduser().is_dir() else Path(name).expanduser().resolve().name
+
+
+@contextmanager
+def _errors_naming(what: str, name: str) -> Iterator[None]:
+    """What may not be looked at, or cannot be a path, becomes a ConfigError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter for ~user if there is no such user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{what} {name} cannot be read: {reason}", param=what) from error
 
 
 def _download(name: str) -> Path:

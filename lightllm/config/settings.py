@@ -50,6 +50,9 @@ class ModelSettings:
         if self.max_model_len is not None and self.max_model_len < 2:
             message = f"max_model_len must be at least 2, a token of prompt and one of output, got {self.max_model_len}"
             raise ConfigError(message, param="max_model_len")
+        if "" in self.served_model_name:
+            message = "served_model_name is empty; leave it out for the model's own name"
+            raise ConfigError(message, param="served_model_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,9 @@ class ServerSettings:
         if "" in self.api_key:
             raise ConfigError("api_key is empty, which every request would match; leave it out to be open to all")
         check_positive(self, "upload_seconds")
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            message = f"root_path must begin with a slash and not end with one, as in /api; got {self.root_path!r}"
+            raise ConfigError(message, param="root_path")
 
 
 @dataclass(frozen=True, slots=True)

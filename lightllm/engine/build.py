@@ -59,7 +59,7 @@ def build(settings: Settings, directory: Path) -> BuiltEngine:
     device, why_device = find_device(settings.engine.device)
     threads = _set_threads(settings, device)
     config = ConfigReader.load(directory)
-    dtype, why_dtype = _choose_dtype(settings.model, config, device)
+    dtype, why_dtype = choose_dtype(settings.model, config, device)
     spec = read_model_spec(config, allow_unknown_keys=settings.model.allow_unknown_config_keys)
     limit, why_limit = _position_limit(spec, settings.model)
     with room_for("the kernels' workspace", "free memory on the device, or use --device cpu"):
@@ -106,13 +106,14 @@ def _set_threads(settings: Settings, device: Device) -> int | None:
     return threads
 
 
-def _choose_dtype(settings: ModelSettings, config: ConfigReader, device: Device) -> tuple[torch.dtype, str]:
+def choose_dtype(settings: ModelSettings, config: ConfigReader, device: Device) -> tuple[torch.dtype, str]:
+    """The type of weights and activations, and why. Raises ConfigError for a checkpoint of another type."""
     if settings.dtype != "auto":
         return _DTYPES[settings.dtype], "asked for"
     if not device.is_cuda:
         return torch.float32, "the CPU's default"
     stored = config.peek("dtype") or config.peek("torch_dtype") or "bfloat16"
-    if stored not in _DTYPES:
+    if not isinstance(stored, str) or stored not in _DTYPES:
         raise ConfigError(f"{config.origin}: dtype {stored!r} is not one of {', '.join(_DTYPES)}; use --dtype")
     return (torch.bfloat16, "float32 checkpoint") if stored == "float32" else (_DTYPES[stored], "the checkpoint's")
 

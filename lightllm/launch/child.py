@@ -57,6 +57,8 @@ class Child:
         self.restart_at: float | None = None
         self.facts: dict[str, Any] = {}
         self.last_words: StartFailed | None = None
+        self.killed = False
+        """We ended it ourselves."""
         self.trouble = "is starting"
         """Why it is not up, as a clause that follows its name."""
         self.backoff = Backoff()
@@ -92,7 +94,7 @@ class Child:
                 start_new_session=True,
                 env=_environment(),
             )
-        self.restart_at, self.last_words = None, None
+        self.restart_at, self.last_words, self.killed = None, None, False
         self._enter(State.STARTING, now)
 
     def hear(self, now: float) -> bool:
@@ -124,6 +126,7 @@ class Child:
     def kill(self) -> None:
         """End it and what it started, now. It still has to be buried."""
         if self._process is not None and self._process.returncode is None:
+            self.killed = True
             _kill_group(self._process.pid)
 
     def reap(self) -> None:

@@ -199,9 +199,15 @@ class Crew:
             self._tell_others_of_frontend(child)
         else:
             self._tell_frontends(child)
+        hint = (
+            " (did the machine run out of memory?)"
+            if status == -signal.SIGKILL and not (child.last_words or child.killed)
+            else ""
+        )
         if self.restarting:
-            hint = " (did the machine run out of memory?)" if status == -signal.SIGKILL and not child.last_words else ""
             self._failed(child, child.trouble + hint, healthy, now)
+        elif status and not child.killed:
+            logger.error("the %s %s", child.spec.name, child.trouble + hint)
         else:
             logger.debug("the %s left", child.spec.name)
 

@@ -35,6 +35,9 @@ _KEYS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 _OPTIONAL = {"attention_factor", "attn_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+_LARGEST = torch.finfo(torch.float32).max
+_MOST_POSITIONS = 2**31 - 1
+"""Positions are int32."""
 _ALSO_ALLOWED = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 
 
@@ -57,7 +60,9 @@ class RopeConfig:
     def stretched_positions(self) -> int:
         """Positions that the scaling was chosen for."""
         factor = float(self.values.get("factor") or 1.0)
-        return int(self.max_position * factor) if self.kind in ("linear", "dynamic", "yarn") else self.max_position
+        if self.kind not in ("linear", "dynamic", "yarn"):
+            return self.max_position
+        return min(int(self.max_position * factor), _MOST_POSITIONS)
 
 
 def parse_rope(section: Mapping[str, Any] | None, theta: float, rotary_dim: int, max_position: int) -> RopeConfig:
@@ -78,7 +83,7 @@ def parse_rope(section: Mapping[str, Any] | None, theta: float, rotary_dim: int,
     original = section.get("original_max_position_embeddings")
     trained = original if original and kind in ("yarn", "llama3") else max_position
     theta = section.get("rope_theta") or theta
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta <= _LARGEST:
         raise CheckpointError(f"rope_theta must be a number above 0, got {theta!r}", param="rope_theta")
     if kind == "yarn" and theta <= 1:
         raise CheckpointError(f"rope_theta must be above 1 for yarn, got {theta!r}", param="rope_theta")
@@ -88,7 +93,7 @@ def parse_rope(section: Mapping[str, Any] | None, theta: float, rotary_dim: int,
 def _check_numbers(section: Mapping[str, Any]) -> None:
     for key in {key for keys in _KEYS.values() for key in keys}.intersection(section) - {"truncate"}:
         value = section[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
             raise CheckpointError(f"{key} must be a number of at least 0, got {value!r}", param=key)
         if key == "factor" and not value:
             raise CheckpointError("factor must be above 0, got 0", param=key)

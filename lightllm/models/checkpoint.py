@@ -126,7 +126,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._handle: Any = safe_open(path, framework="pt", device="cpu")
+        self._handle = _open_checked(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
@@ -144,6 +144,12 @@ class _File:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def _open_checked(path: Path) -> Any:
+    """A handle that has checked the header. Raises SafetensorError or OSError."""
+    path.open("rb").close()  # safetensors calls every file missing that it may not read
+    return safe_open(path, framework="pt", device="cpu")
 
 
 class DummySource:
@@ -198,7 +204,7 @@ def _find_tensors(directory: Path) -> dict[str, Path]:
     homes: dict[str, Path] = {}
     for path in files:
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
+            with _open_checked(path) as file:
                 found = dict.fromkeys(file.keys(), path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
@@ -213,7 +219,7 @@ def _read_index(index: Path) -> dict[str, Path]:
     try:
         entries: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         homes = {name: index.parent / file for name, file in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise CheckpointError(f"{index} is not a readable weight index: {error!r}") from error
     for file in set(entries.values()):  # which may be links to elsewhere, as in the hub's cache
         if Path(file).name != file or not (index.parent / file).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _HARMLESS = frozenset(_HARMLESS_TEXT.split())
 """Keys that do not change what a causal decoder computes."""
 
 _MISSING = object()
+_LARGEST_INTEGER = 2**31 - 1
+"""Sizes, positions and token ids are int32."""
 
 
 class ConfigReader:
@@ -45,7 +48,7 @@ class ConfigReader:
             raise CheckpointError(f"{directory} is no model directory: it has no config.json")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, RecursionError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} must hold a JSON object, it holds {type(values).__name__}")
@@ -71,14 +74,15 @@ class ConfigReader:
         value = self._take(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(key, "an integer", value)
-        if value < minimum:
-            raise CheckpointError(f"{self._origin}: {key} must be at least {minimum}, got {value}", param=key)
+        if not minimum <= value <= _LARGEST_INTEGER:
+            limit = f"at least {minimum}" if value < minimum else f"at most {_LARGEST_INTEGER}"
+            raise CheckpointError(f"{self._origin}: {key} must be {limit}, got {_shown(value)}", param=key)
         return value
 
     def number(self, key: str, default: float | object = _MISSING) -> float:
         value = self._take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._wrong(key, "a number", value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise self._wrong(key, "a finite number", value)
         return float(value)
 
     def flag(self, key: str, default: bool | object = _MISSING) -> bool:
@@ -142,5 +146,9 @@ class ConfigReader:
         return default
 
     def _wrong(self, key: str, wanted: str, value: object) -> CheckpointError:
-        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-        return CheckpointError(f"{self._origin}: {key} must be {wanted}, got {shown}", param=key)
+        return CheckpointError(f"{self._origin}: {key} must be {wanted}, got {_shown(value)}", param=key)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

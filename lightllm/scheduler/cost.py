@@ -75,7 +75,7 @@ def load_step_cost(path: str | Path) -> StepCost:
     """Read a step-cost file; ConfigError names what is wrong with it."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"step_cost: cannot read {path}: {error}", param="step_cost") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         raise ConfigError(f"step_cost: {path} is not a {FORMAT} file of version {VERSION}", param="step_cost")
@@ -85,6 +85,8 @@ def load_step_cost(path: str | Path) -> StepCost:
     for name, value in seconds.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
             raise ConfigError(f"step_cost: {path}: {name} must be at least 0, got {value!r}", param="step_cost")
+    if not any(seconds.values()):
+        raise ConfigError(f"step_cost: {path}: a step must take some time, all of its costs are 0", param="step_cost")
     return StepCost(**seconds)
 
 

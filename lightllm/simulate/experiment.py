@@ -59,6 +59,8 @@ def parse_variant(text: str) -> Variant:
         value = float(number) if number else None
     except ValueError as error:
         raise ConfigError(f"variant {text!r}: {number!r} is not a number", param="variant") from error
+    if value is not None and estimator == "fixed" and not value.is_integer():  # nor is what is not finite
+        raise ConfigError(f"variant {text!r}: {number} is no output length", param="variant")
     oracle = estimator == "oracle"
     name = cast(EstimatorName, "conservative" if oracle else estimator)
     return Variant(text, cast(PolicyName, policy), name, _VALUES.get(name, "reserve"), value, oracle)

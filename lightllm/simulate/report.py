@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
@@ -54,9 +55,9 @@ class Result:
         return {
             "workload": self.workload,
             "variant": self.variant,
-            "mean": {name: round(self.mean(name), 5) for name in names},
-            "spread": {name: round(self.spread(name), 5) for name in names},
-            "seeds": [{k: round(v, 5) for k, v in asdict(summary).items()} for summary in self.summaries],
+            "mean": {name: _rounded(self.mean(name)) for name in names},
+            "spread": {name: _rounded(self.spread(name)) for name in names},
+            "seeds": [{k: _rounded(v) for k, v in asdict(summary).items()} for summary in self.summaries],
         }
 
 
@@ -73,14 +74,19 @@ def table(results: Sequence[Result]) -> str:
 
 
 def write_json(path: str | Path, results: Sequence[Result], about: Mapping[str, Any]) -> None:
-    """All numbers of all seeds, and how they were made."""
+    """All numbers of all seeds, and how they were made; null for what no request was there to measure. Raises
+    ConfigError when the file cannot be written."""
     content = {"about": dict(about), "results": [result.to_dict() for result in results]}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", param="json") from error
 
 
 def write_plot(path: str | Path, results: Sequence[Result]) -> None:
-    """Goodput and SLA share of every variant, a group of bars per workload (PNG). Needs matplotlib."""
+    """Goodput and SLA share of every variant, a group of bars per workload (PNG). Raises ConfigError without matplotlib
+    and when the file cannot be written."""
     try:
         matplotlib: Any = import_module("matplotlib")
         matplotlib.use("Agg")
@@ -102,5 +108,13 @@ def write_plot(path: str | Path, results: Sequence[Result]) -> None:
         axis.set_title(title)
     axes[-1].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    try:
+        figure.savefig(path, dpi=120, format="png")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", param="plot") from error
+    finally:
+        pyplot.close(figure)
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 5)

@@ -29,7 +29,7 @@ def read_trace(path: str | Path, total_tokens: int, seed: int = 0) -> list[Job]:
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # spreadsheets begin with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"trace: cannot read {file}: {error}", param="trace") from error
     rows = _json_rows(lines) if file.suffix in (".jsonl", ".json") else _csv_rows(lines)
@@ -50,8 +50,11 @@ def read_trace(path: str | Path, total_tokens: int, seed: int = 0) -> list[Job]:
 
 def _csv_rows(lines: list[str]) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(lines)
-    for row in reader:
-        yield reader.line_num, row
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ConfigError(f"trace: after line {reader.line_num}: {error}", param="trace") from error
 
 
 def _json_rows(lines: list[str]) -> Iterator[tuple[int, Any]]:
@@ -59,7 +62,7 @@ def _json_rows(lines: list[str]) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield number, None
 
 

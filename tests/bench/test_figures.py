@@ -11,6 +11,7 @@ from lightllm.bench.cost_fit import fit_step_cost, relative_error
 from lightllm.bench.latency import Limits, LoadResult
 from lightllm.bench.load import Served
 from lightllm.bench.pipeline import Step
+from lightllm.bench.report import command_line
 from lightllm.bench.summary import Summary
 from lightllm.bench.tables import count, format_table, seconds
 from lightllm.bench.workloads import SHAPES, make_requests, parse_range
@@ -30,6 +31,14 @@ def test_workloads_are_drawn_within_their_ranges() -> None:
     assert all(np.array_equal(a.prompt, b.prompt) for a, b in zip(requests, again, strict=True))
 
 
+@pytest.mark.parametrize(
+    "given", ["--api-key secret --json out.json", "--api_key=secret --json=-", "--json out.json --api-key=secret"]
+)
+def test_a_report_tells_no_key(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/lightllm", "bench", "serve", *given.split(), "--requests", "2"])
+    assert command_line() == "lightllm bench serve --requests 2"
+
+
 def test_workloads_share_no_prefix() -> None:
     """Else one would find another's prompts in the prefix cache."""
     shapes = [*SHAPES.values(), *(shape.scaled(4, (64, 64), (8, 8)) for shape in SHAPES.values())]
@@ -43,7 +52,7 @@ def test_ranges(text: str | None, span: tuple[int, int] | None) -> None:
     assert parse_range(text, "input_len") == span
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5", "9-3", "1-2-3", "many"])
+@pytest.mark.parametrize("text", ["", "0", "-5", "9-3", "1-2-3", "many", "\u00b2"])
 def test_bad_ranges_are_named(text: str) -> None:
     with pytest.raises(ConfigError, match="input_len"):
         parse_range(text, "input_len")

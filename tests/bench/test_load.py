@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightllm.bench.http_stream import HttpFault, Target
+from lightllm.bench.http_stream import LIMIT, HttpFault, Target
 from lightllm.bench.load import LoadClient, Served, first_model
 from lightllm.bench.workloads import TokenRequest
 from lightllm.errors import ConfigError
@@ -91,6 +91,10 @@ def test_open_loop_sends_all() -> None:
         (chunked({"error": {"message": "it broke"}}), "it broke"),
         (chunked(b"[DONE]"), "without text"),
         (chunked(text("a"))[:-9], "closed in the middle"),
+        (chunked(text("a"))[:-5], "closed in the middle"),  # between two chunks
+        (chunked(text("a"))[:-5] + b"many\r\n", "is no size"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -4\r\n\r\nbusy", "'-4' is no size"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (LIMIT + 1), "line of more than"),
     ],
 )
 def test_failures_are_noted(answer: bytes, words: str) -> None:
@@ -121,7 +125,7 @@ def test_the_first_model_is_asked_for() -> None:
         asyncio.run(serve(b"HTTP/1.1 200 OK\r\n\r\n[]", lambda target: first_model(target, None)))
 
 
-@pytest.mark.parametrize("url", ["https://x", "http://", "http://x:0", "http://x:port"])
+@pytest.mark.parametrize("url", ["https://x", "http://", "http://x:0", "http://x:port", "http://[::1"])
 def test_bad_urls(url: str) -> None:
     with pytest.raises(ConfigError, match="url"):
         Target.parse(url)

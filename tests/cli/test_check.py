@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 
 from lightllm.cli.main import main
 from lightllm.errors import ConfigError
+from lightllm.text.tokenizer import Tokenizer
 
 Checkpoint = tuple[Path, Any]
 
@@ -67,3 +70,34 @@ def test_a_file_that_is_no_golden_file(tmp_path: Path) -> None:
     save_file({"prompt_0.ids": torch.zeros(3, dtype=torch.int64), "prompt_0.logits": torch.zeros(2, 8)}, path)
     with pytest.raises(ConfigError, match=r"must be \[3, vocab\]"):
         read_golden(path)
+    save_file({"prompt_0.ids": torch.zeros(1, 3, dtype=torch.int64), "prompt_0.logits": torch.zeros(3, 8)}, path)
+    with pytest.raises(ConfigError, match=r"prompt_0.ids must be int64 \[L\], got int64 \[1, 3\]"):
+        read_golden(path)
+    save_file({"prompt_0.ids": torch.zeros(3), "prompt_0.logits": torch.zeros(3, 8)}, path)
+    with pytest.raises(ConfigError, match=r"prompt_0.ids must be int64 \[L\], got float32 \[3\]"):
+        read_golden(path)
+    save_file({"prompt_0.logits": torch.zeros(3, 8, dtype=torch.bfloat16)}, path)
+    with pytest.raises(ConfigError, match="bfloat16"):
+        read_golden(path)
+
+
+def test_prompts_are_read_by_the_tokenizer_asked_for(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, _ = checkpoint
+    other = tmp_path / "other"
+    shutil.copytree(directory, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    command = ["check", str(directory), "--tokenizer", str(other), "--num-greedy", "0", "--prompt"]
+    assert main([*command, "aaabaaa"]) == 0
+    assert capsys.readouterr().out.splitlines()[-3].split()[1] == str(len(Tokenizer.load(directory).encode("b")))
+    assert main([*command, "aaa"]) == 1
+    assert "a prompt has no tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--num-greedy", "-1"), ("--tolerance", "nan")])
+def test_numbers_that_no_comparison_can_have(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", flag, value]) == 1
+    assert f"must be a number of at least 0, got {value}" in capsys.readouterr().err

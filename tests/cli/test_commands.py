@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lightllm.cli.generate import GenerateFlags, read_prompts
+from lightllm.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -44,6 +45,16 @@ def test_only_line_feeds_separate_prompts(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert read_prompts(GenerateFlags(prompts_file=str(file))) == prompts
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     assert read_prompts(GenerateFlags()) == prompts
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [('{"prompt": 5}', "prompt of a line must be text, got 5"), ('{"messages": "hi"}', 'must be a list, got "hi"')],
+)
+def test_lines_that_are_no_prompts_are_named(monkeypatch: pytest.MonkeyPatch, line: str, words: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(line))
+    with pytest.raises(ConfigError, match=words):
+        read_prompts(GenerateFlags())
 
 
 def test_chat_answers_each_line_of_a_pipe(tiny_llama: Path) -> None:
@@ -86,8 +97,15 @@ def test_bench_offline_writes_figures_and_a_cost_model(tiny_llama: Path, tmp_pat
         (["serve", "/no/such/directory"], 1, "neither a directory nor a hub name"),
         (["serve", "--port", "70000"], 1, "port must be between 0 and 65535, got 70000"),
         (["serve", "--prot", "8000"], 2, "--prot"),
+        (["bench", "serve", "--seed", "-1"], 1, "seed must be a number of at least 0, got -1"),
+        (["bench", "serve", "--vocab-size", "99999999999"], 1, "vocab_size must be at most 2147483648"),
+        (["bench", "serve", "--temperature", "nan"], 1, "temperature must be a number of at least 0, got nan"),
+        (["bench", "serve", "--gap-limit", "-1"], 1, "gap_limit must be a positive number, got -1"),
         (["bench", "serve", "--url", "ftp://x"], 1, "url must look like http://host:port"),
         (["bench", "serve", "--url", "http://127.0.0.1:9"], 1, "no answer from 127.0.0.1:9"),
+        (["chat", "--url", "http://127.0.0.1:9"], 1, "no answer from 127.0.0.1:9"),
+        (["chat", "--url", "http://127.0.0.1:9", "--chat-template", "x"], 1, "chat_template is for a model in this"),
+        (["chat", "--api-key", "secret"], 1, "api_key is for a server; name it with --url"),
         (["generate", "/no/such/directory", "--prompt", "x"], 1, "neither a directory"),
     ],
 )
@@ -110,3 +128,17 @@ def test_serve_does_not_load_torch() -> None:
     script = "import sys, lightllm.cli.serve, lightllm.launch; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["generate"], 1), (["bogus"], 2)])
+def test_standard_streams_may_be_closed(arguments: list[str], code: int) -> None:
+    """Nothing else comes to stand in their place, here or in a process that is started."""
+    script = f"""
+import os, subprocess, sys
+from lightllm.cli.main import main
+code = main({arguments})
+child = [sys.executable, "-c", "import os; os.fstat(0), os.fstat(1), os.fstat(2)"]
+os._exit(code if os.open(os.devnull, os.O_RDONLY) > 2 and subprocess.run(child).returncode == 0 else 99)
+"""
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script]
+    assert subprocess.run(closed, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120).returncode == code

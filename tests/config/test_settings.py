@@ -24,6 +24,9 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (ServerSettings, {"upload_seconds": 0}, "upload_seconds must be a positive number, got 0"),
     (ServerSettings, {"upload_seconds": math.nan}, "upload_seconds must be a positive number, got nan"),
     (ServerSettings, {"api_key": ("secret", "")}, "api_key is empty"),
+    (ServerSettings, {"root_path": "/api/"}, "root_path must begin with a slash and not end with one"),
+    (ServerSettings, {"root_path": "api"}, "root_path must begin with a slash .* got 'api'"),
+    (ModelSettings, {"served_model_name": ("a", "")}, "served_model_name is empty"),
 ]
 
 

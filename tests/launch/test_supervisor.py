@@ -45,6 +45,18 @@ def test_a_drain_ends_at_its_deadline(tmp_path: Path) -> None:
         assert list(answer)[-1] == "failed: draining"
 
 
+def test_a_death_during_a_drain_is_told(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server:
+        answer = server.wait_ready().stream("generate 100000")
+        next(answer)
+        server.process.terminate()
+        server.wait_for("draining")
+        os.kill(server.pid("engine"), signal.SIGKILL)
+        assert list(answer)[-1] == "failed: the engine was killed by signal 9 (SIGKILL)"
+        assert server.process.wait(5) == 0
+        assert server.log.count("the engine was killed by signal 9 (SIGKILL)") == 1
+
+
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         answer = server.wait_ready().stream("generate 100000")

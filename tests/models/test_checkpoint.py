@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lightllm import LLM, LightLLMError, SamplingParams
+from lightllm.config.locate import read_template
+from lightllm.config.settings import ModelSettings
+from lightllm.device.device import Device
 from lightllm.device.file_reader import FileReader
+from lightllm.engine.build import choose_dtype
 from lightllm.errors import CheckpointError, ConfigError, OutOfMemory
 from lightllm.models.checkpoint import DummySource, SafetensorsSource
 from lightllm.models.config_reader import ConfigReader
@@ -194,12 +200,26 @@ def test_dummy_weights_need_only_a_config(broken: Path) -> None:
         ({"partial_rotary_factor": 2.0}, "at most 1, got 2.0"),
         ({"partial_rotary_factor": 0.07}, "must be even and at least 2, partial_rotary_factor 0.07"),
         ({"mlp_bias": True}, "bias"),
+        ({"max_position_embeddings": 10**30}, "max_position_embeddings must be at most 2147483647, got 1"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a finite number, got 1"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a finite number, got nan"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 10**400}}, "rope_theta must be a number above 0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 10**400}}, "factor must be a number of at least 0"),
     ],
 )
 def test_bad_config_is_named(broken: Path, changes: dict[str, Any], named: str) -> None:
     change_config(broken, **changes)
     error = refusal(broken)
     assert isinstance(error, CheckpointError) and named in error.message
+
+
+@pytest.mark.parametrize("stored", ["int8", ["bfloat16"]])
+def test_a_type_of_weights_that_is_none_is_named(stored: Any) -> None:
+    """On a GPU, where the checkpoint's own is taken: by the engine and by `lightllm env --explain`."""
+    gpu = Device(torch.device("cuda"), "Some GPU")
+    with pytest.raises(ConfigError, match=r"dtype .* is not one of float32, bfloat16, float16; use --dtype"):
+        choose_dtype(ModelSettings(), ConfigReader({"dtype": stored}), gpu)
+    assert choose_dtype(ModelSettings(), ConfigReader({"torch_dtype": "float32"}), gpu)[0] == torch.bfloat16
 
 
 def test_unknown_key_can_be_allowed(broken: Path) -> None:
@@ -254,13 +274,38 @@ def test_not_a_model_directory(tmp_path: Path) -> None:
 
 
 def test_config_that_is_no_json(broken: Path) -> None:
-    (broken / "config.json").write_text("{oops")
-    assert "config.json" in refusal(broken).message
+    for text in ("{oops", "[" * 100_000):
+        (broken / "config.json").write_text(text)
+        assert "config.json cannot be read as JSON" in refusal(broken).message
 
 
 def test_no_such_directory() -> None:
     with pytest.raises(ConfigError, match="neither a directory"):
         LLM("/no/such/place")
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/model", "a" * 5000])
+def test_names_that_can_be_no_path(tiny_llama: Path, name: str) -> None:
+    for given in ({"model": name}, {"model": str(tiny_llama), "tokenizer": name}):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            LLM(**given)
+    with pytest.raises(ConfigError, match=r"chat template .* cannot be read"):
+        read_template(name)
+
+
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [("", 0o000), ("model", 0o000), ("model", 0o111), ("model", 0o444), ("model/model.safetensors", 0)],
+)
+def test_what_may_not_be_read_is_said_to_be_so(broken: Path, place: str, mode: int) -> None:
+    path = broken.parent / place
+    path.chmod(mode)
+    try:
+        if os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+            pytest.skip("this user may read everything")
+        assert "Permission denied" in refusal(broken).message
+    finally:
+        path.chmod(0o755)
 
 
 def test_unknown_setting_is_named(tiny_llama: Path) -> None:

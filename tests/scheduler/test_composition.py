@@ -38,6 +38,10 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
             '{"format": "lightllm-step-cost", "version": 1, "seconds": {"base": 1, "per_token": -1}}',
             "per_token must be at least 0, got -1",
         ),
+        (
+            '{"format": "lightllm-step-cost", "version": 1, "seconds": {"base": 0, "per_token": 0.0}}',
+            "a step must take some time",
+        ),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, content: str, message: str) -> None:

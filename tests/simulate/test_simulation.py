@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -89,6 +90,8 @@ def test_traces_in_both_formats(tmp_path: Path) -> None:
     lines.write_text("\n".join(json.dumps(row) for row in rows))
     assert [(len(j.prompt), j.output_len, j.tenant) for j in read_trace(table, 100)] == [(10, 5, "a"), (20, 6, "b")]
     assert [(len(j.prompt), j.arrival) for j in read_trace(lines, 100)] == [(10, 0.0), (1, 1.0)]
+    table.write_text("\ufeff" + table.read_text())  # as spreadsheets write it
+    assert [len(j.prompt) for j in read_trace(table, 100)] == [10, 20]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,7 @@ def test_traces_in_both_formats(tmp_path: Path) -> None:
         ("arrival,prompt_tokens,output_tokens\n5,1,1\n4,1,1\n", "line 3: arrival 4 comes before"),
         ("arrival,prompt_tokens,output_tokens\n", "holds no requests"),
         ("", "holds no requests"),
+        ("arrival,prompt_tokens,output_tokens\n0,1," + "5" * 200_000, "after line 1: field larger than"),
     ],
 )
 def test_a_bad_trace_names_the_line(tmp_path: Path, content: str, message: str) -> None:
@@ -118,6 +122,8 @@ def test_a_bad_trace_names_the_line(tmp_path: Path, content: str, message: str) 
         (lambda: find_workload("d9"), "workload must be one of d1, d2, d3, heavy, chat, tenants, got 'd9'"),
         (lambda: parse_variant("lifo/oracle"), "policy must be one of fcfs, .*got 'lifo'"),
         (lambda: parse_variant("guess"), "estimator must be one of conservative, .*oracle, got 'guess'"),
+        (lambda: parse_variant("fixed:nan"), "nan is no output length"),
+        (lambda: parse_variant("fixed:2.5"), "2.5 is no output length"),
         (lambda: parse_variant("watermark:high"), "'high' is not a number"),
     ],
 )
@@ -140,13 +146,42 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert all(len(result["seeds"]) == 2 for result in results)
 
 
+def test_what_nobody_measured_is_null_and_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    command = SimulateCommand(workload=("chat",), seconds=0.001, warm_up=0.0, json=str(tmp_path / "out.json"))
+    assert command.run() == 0
+    (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert result["mean"]["num_finished"] == 0 and result["mean"]["ttft_p50"] is None
+    with pytest.raises(ConfigError, match="cannot write"):
+        replace(command, json=str(tmp_path / "out.json" / "below")).run()
+
+
+def test_the_faithful_set_up_has_the_pool_asked_for() -> None:
+    with pytest.raises(ConfigError, match="total_tokens of 2000 cannot hold"):
+        SimulateCommand(faithful=3, total_tokens=2000).run()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seeds", 0), ("clients", 0), ("total_tokens", 0), ("rate", 0.0), ("seconds", float("nan")), ("warm_up", -1.0)],
+    [
+        ("seeds", 0),
+        ("clients", 0),
+        ("total_tokens", 0),
+        ("rate", 0.0),
+        ("seconds", float("nan")),
+        ("warm_up", -1.0),
+        ("patience", float("nan")),
+        ("faithful", -5),
+    ],
 )
 def test_numbers_that_no_simulation_can_have_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{name} must be .*, got {value}"):
         SimulateCommand(**{name: value}).run()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["workload", "variant"])
+def test_nothing_to_simulate_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} names nothing"):
+        SimulateCommand(**{name: ()}).run()  # type: ignore[arg-type]
 
 
 def test_a_pool_too_small_for_the_workload_is_refused() -> None:
@@ -159,6 +194,8 @@ def test_a_trace_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path.write_text(TRACE)
     assert SimulateCommand(trace=str(path), warm_up=0.0).run() == 0
     assert "| 2 | 0 | 0 |" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="no request of the trace ended after the warm-up of 300 s"):
+        SimulateCommand(trace=str(path)).run()
 
 
 TENTH = Workload("d1/10", uniform(4, 410), uniform(205, 410), 500)

@@ -262,6 +262,7 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         ("tokenizer.json", '{"model": {"type": "Nonsense"}}'),
         ("tokenizer_config.json", "[]"),
         ("tokenizer_config.json", "{not json"),
+        ("tokenizer_config.json", "[" * 100_000),
         ("tokenizer_config.json", '{"bos_token": 7}'),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}'),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}'),
