@@ -74,9 +74,10 @@ class Submit(Message, tag="submit", frozen=True):
 
 
 class Abort(Message, tag="abort", frozen=True):
-    """Stop these requests now; an id that is unknown or finished is ignored."""
+    """Stop these requests now; an id that is unknown or finished is ignored. `complete`: a stop string ended them."""
 
     request_ids: tuple[int, ...]
+    complete: bool = False
 
 
 class AbortFrontend(Message, tag="abort_frontend", frozen=True):

@@ -177,9 +177,9 @@ class EngineLoop:
         match message:
             case Submit():
                 self._submit(message, now)
-            case Abort(request_ids):
+            case Abort(request_ids, complete):
                 for request_id in request_ids:
-                    self._scheduler.abort(request_id, now)
+                    self._scheduler.abort(request_id, now, complete=complete)
             case AbortFrontend(frontend):
                 for request_id in self._scheduler.request_ids:
                     if frontend_of(request_id) == frontend:

@@ -67,13 +67,11 @@ class Harness:
         self.loop.flush()
         return [output for _, batch in self.batches for output in batch.outputs]
 
+    def aborts(self) -> list[Abort]:
+        return [message for message in self._engine.receive() if isinstance(message, Abort)]
+
     def aborted(self) -> list[int]:
-        return [
-            request_id
-            for abort in self._engine.receive()
-            if isinstance(abort, Abort)
-            for request_id in abort.request_ids
-        ]
+        return [request_id for abort in self.aborts() for request_id in abort.request_ids]
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -162,6 +160,13 @@ def test_text_that_may_become_a_stop_string_waits_and_its_ids_do_not(bytes_harne
     assert (held.text, held.token_ids) == ("", tuple(ids))
     (last,) = harness.outputs(tokens(A, *harness.ids("k"), finish=FinishReason.LENGTH))
     assert (last.text, last.finish, last.stop_reason) == ("hello work", FinishReason.LENGTH, None)
+
+
+def test_the_engine_hears_whether_a_stop_string_ended_a_request(bytes_harness: Harness) -> None:
+    harness = bytes_harness
+    damaged = Open(B, b"odd", (), False, 0, True, True)
+    harness.outputs(opened(A, ["fox"]), damaged, tokens(A, *harness.ids(TEXT)))
+    assert harness.aborts() == [Abort((B,)), Abort((A,), complete=True)]
 
 
 def test_a_stop_string_in_the_last_step_needs_no_abort(bytes_harness: Harness) -> None:
