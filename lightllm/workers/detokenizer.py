@@ -32,6 +32,7 @@ from lightllm.protocol.messages import (
     TokenBatch,
     TokenOutput,
     frontend_of,
+    is_from,
 )
 from lightllm.text.tokenizer import Tokenizer
 from lightllm.workers.text_stream import TextStream
@@ -87,7 +88,7 @@ class DetokenizerLoop:
             case EngineStarted():
                 self._forget_all()
             case AbortFrontend():
-                self._forget_frontend(message.frontend)
+                self._forget_frontend(message)
             case Die() | Drain():
                 self._leaving = True
 
@@ -143,11 +144,11 @@ class DetokenizerLoop:
         self._aborts.clear()
         self._complete.clear()
 
-    def _forget_frontend(self, frontend: int) -> None:
+    def _forget_frontend(self, left: AbortFrontend) -> None:
         for streams in (self._streams, self._touched):
-            for request_id in [request_id for request_id in streams if frontend_of(request_id) == frontend]:
+            for request_id in [request_id for request_id in streams if is_from(request_id, left)]:
                 del streams[request_id]
-        self._failures = [failure for failure in self._failures if frontend_of(failure.request_id) != frontend]
+        self._failures = [failure for failure in self._failures if not is_from(failure.request_id, left)]
 
     def _deliver(self, frontend: int, outputs: list[TextOutput]) -> None:
         try:

@@ -48,7 +48,7 @@ from lightllm.protocol.messages import (
     Submit,
     TokenBatch,
     TokenOutput,
-    frontend_of,
+    is_from,
 )
 from lightllm.protocol.plan import StepResult
 from lightllm.protocol.sampling_params import SamplingParams
@@ -180,9 +180,9 @@ class EngineLoop:
             case Abort(request_ids, complete):
                 for request_id in request_ids:
                     self._scheduler.abort(request_id, now, complete=complete)
-            case AbortFrontend(frontend):
+            case AbortFrontend():
                 for request_id in self._scheduler.request_ids:
-                    if frontend_of(request_id) == frontend:
+                    if is_from(request_id, message):
                         self._scheduler.abort(request_id, now)
             case Die() | Drain():
                 self._leaving = True

@@ -279,6 +279,16 @@ def test_a_dead_frontend_is_forgotten_with_what_was_to_be_said_to_it(harness: Ha
     assert harness.loop.num_open == 1
 
 
+def test_the_successor_of_a_dead_frontend_keeps_its_requests(harness: Harness) -> None:
+    """Its requests may come before the news of the death, when the detokenizer was busy."""
+    later, (first, *_) = make_request_id(0, 1, generation=1), harness.ids(TEXT)
+    said = harness.outputs(opened(A), opened(later), tokens(A, first), tokens(later, first), AbortFrontend(0))
+    assert [output.request_id for output in said] == [later]
+    assert harness.loop.num_open == 1
+    assert harness.outputs(tokens(later, first), AbortFrontend(0, 1)) == []
+    assert harness.loop.num_open == 0
+
+
 def test_a_frontend_that_does_not_read_loses_its_requests_only(
     tokenizers: dict[str, Tokenizer], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,7 @@ from lightllm.ipc import Ring, RingReader, RingReceiver, RingSender, RingWriter,
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.codec import Codec
 from lightllm.protocol.messages import (
+    AbortFrontend,
     DetokenizerInbox,
     EngineStarted,
     FinishReason,
@@ -179,6 +180,20 @@ def test_all_frontends_together_have_one_limit() -> None:
     assert refused == dict.fromkeys((3, 4), ("overloaded", "3 requests run or wait and 1 more pass the limit of 3"))
     assert [frontend_of(output.request_id) for output in outputs if output.finish is FinishReason.LENGTH][-1] == 3
     assert scheduler.num_requests == 0 and scheduler.counters.num_finished == 4
+
+
+def test_the_successor_of_a_dead_frontend_keeps_its_requests() -> None:
+    """Its requests may come before the news of the death, when a step took long."""
+    loop, _, receiver = real_loop()
+    earlier, later, other = make_request_id(0, 9), make_request_id(0, 3, generation=1), make_request_id(1, 4)
+    for request_id in (earlier, later, other):
+        loop.handle(submit(request_id))
+    loop.handle(AbortFrontend(0))
+    while loop.step():
+        pass
+    batches = [message for message in receiver.receive() if isinstance(message, TokenBatch)]
+    ends = {output.request_id: output.finish for batch in batches for output in batch.outputs if output.finish}
+    assert ends == {earlier: FinishReason.ABORT, later: FinishReason.LENGTH, other: FinishReason.LENGTH}
 
 
 def test_the_first_word_is_the_start() -> None:
