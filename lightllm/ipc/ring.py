@@ -130,7 +130,7 @@ class RingWriter:
         """Queues one message, in order. Raises Backpressure (backlog full) or ProtocolError (too large).
 
         Either error concerns this message only and nothing of it is sent. An empty backlog takes one message
-        of any allowed size, so a message larger than the ring gets through.
+        of any allowed size, so a message larger than the ring gets through; the limit is on what waits behind it.
         """
         size = len(data)
         if size > self.max_message_bytes:
@@ -141,9 +141,9 @@ class RingWriter:
             return
         if self._backlog and self._words[HEAD] != self._head:
             self.flush()
-        if self._backlog and self.pending_bytes + size > self.backlog_bytes:
+        if self._backlog and self._behind_first() + size > self.backlog_bytes:
             raise Backpressure(
-                f"{self.pending_bytes} bytes wait for the reader; {size} more pass the limit of "
+                f"{self._behind_first()} bytes wait for the reader; {size} more pass the limit of "
                 f"{self.backlog_bytes} bytes"
             )
         self._backlog.append(bytes(data))
@@ -178,6 +178,10 @@ class RingWriter:
         self._backlog.clear()
         self.pending_bytes = 0
         self._ring.close()
+
+    def _behind_first(self) -> int:
+        """Bytes that wait behind the message under way: however large that is, it must not cost the small ones."""
+        return self.pending_bytes - len(self._backlog[0]) + self._sent_of_first
 
     def _sated(self) -> None:
         self._words[STARVES] += 1

@@ -239,7 +239,7 @@ class Crew:
             logger.error("the %s %s; its stacks follow", child.spec.name, child.trouble)
             child.send_signal(signal.SIGUSR1)
             for frontend in self.alive("frontend"):  # their requests fail now: none may run when it goes on
-                self._send(child, AbortFrontend(frontend.spec.index))
+                self._send(child, AbortFrontend(frontend.spec.index, frontend.generation))
         else:
             logger.warning("the %s takes steps again", child.spec.name)
         self._tell_frontends(child, up=not stalled)
@@ -254,7 +254,7 @@ class Crew:
     def _tell_others_of_frontend(self, child: Child) -> None:
         for other in self.alive():
             if other.spec.role in ("engine", "detokenizer"):
-                self._send(other, AbortFrontend(child.spec.index))
+                self._send(other, AbortFrontend(child.spec.index, child.generation))
 
     def _send(self, child: Child, message: object) -> None:
         try:

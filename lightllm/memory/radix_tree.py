@@ -40,7 +40,8 @@ _EMPTY = np.empty(0, np.int32)
 class Node:
     """A run of tokens below `parent`; `tokens` and `slots` have equal length (zero only at a root).
 
-    `birth` is the tree's stamp when its tokens were inserted; `num_uses` counts locks; `priority` is the highest seen.
+    `birth` is the tree's stamp when its tokens were inserted; `num_uses` counts those who held it, each once;
+    `priority` is the highest seen.
     `holders` is the sum of the holders' numbers: with one reference left, it names the last holder.
     """
 
@@ -186,14 +187,19 @@ class RadixTree:
             node = child
         return Insertion(node, match.slots)
 
-    def lock(self, node: Node, holder: int = 0, priority: int = 0) -> None:
-        """Count one reference of `holder` (a small number) on the path from `node` to its root."""
+    def lock(self, node: Node, holder: int = 0, priority: int = 0, held: Node | None = None) -> None:
+        """Count one reference of `holder` (a small number) on the path from `node` to its root.
+
+        `held` is a node of that path whose lock it is to give back for this one: from there up it is no further use.
+        """
         if holder >= len(self.exclusive):
             grown = np.zeros(2 * holder, np.int64)
             grown[: len(self.exclusive)] = self.exclusive
             self.exclusive = grown
         at: Node | None = node
+        is_new = True
         while at is not None and not at.is_root:
+            is_new = is_new and at is not held
             if at.ref_count == 0:
                 self._num_evictable -= len(at.tokens)
                 self._hold_alone(holder, len(at.tokens))
@@ -201,7 +207,7 @@ class RadixTree:
                 self._hold_alone(at.holders, -len(at.tokens))
             at.ref_count += 1
             at.holders += holder
-            at.num_uses += 1
+            at.num_uses += is_new
             at.priority = max(at.priority, priority)
             at = at.parent
 

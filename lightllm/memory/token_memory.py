@@ -114,9 +114,9 @@ class TokenMemory:
         """Whatever is shared from now on is computed by `step`."""
         self._tree.stamp = step
 
-    def lock(self, node: Node, holder: int = 0, priority: int = 0) -> None:
-        """Keep a prefix from eviction on behalf of `holder`, a small number of the caller's."""
-        self._tree.lock(node, holder, priority)
+    def lock(self, node: Node, holder: int = 0, priority: int = 0, held: Node | None = None) -> None:
+        """Keep a prefix from eviction on behalf of `holder`, a small number of the caller's; see `RadixTree.lock`."""
+        self._tree.lock(node, holder, priority, held)
 
     def unlock(self, node: Node, holder: int = 0) -> None:
         self._tree.unlock(node, holder)

@@ -74,15 +74,17 @@ class Submit(Message, tag="submit", frozen=True):
 
 
 class Abort(Message, tag="abort", frozen=True):
-    """Stop these requests now; an id that is unknown or finished is ignored."""
+    """Stop these requests now; an id that is unknown or finished is ignored. `complete`: a stop string ended them."""
 
     request_ids: tuple[int, ...]
+    complete: bool = False
 
 
 class AbortFrontend(Message, tag="abort_frontend", frozen=True):
-    """A frontend died: stop everything it had submitted (request ids whose upper bits name it)."""
+    """A frontend died: stop everything it had submitted. Its successor, of the next generation, may have begun."""
 
     frontend: int
+    generation: int = 0
 
 
 class Open(Message, tag="open", frozen=True):
@@ -203,15 +205,22 @@ FrontendInbox = TextBatch | WorkerState | EngineStarted | Drain | Die
 SupervisorInbox = Ready | StartFailed
 
 FRONTEND_SHIFT = 48
+GENERATION_SHIFT = 40
+_GENERATIONS = 1 << FRONTEND_SHIFT - GENERATION_SHIFT
 
 
-def make_request_id(frontend: int, counter: int) -> int:
-    """A process-wide id: frontend index in the upper bits, a counter below."""
-    return (frontend << FRONTEND_SHIFT) | counter
+def make_request_id(frontend: int, counter: int, generation: int = 0) -> int:
+    """An id of its own among all processes: frontend index in the upper bits, its generation, a counter of 40 bits."""
+    return (frontend << FRONTEND_SHIFT) | (generation % _GENERATIONS << GENERATION_SHIFT) | counter
 
 
 def frontend_of(request_id: int) -> int:
     return request_id >> FRONTEND_SHIFT
+
+
+def is_from(request_id: int, left: AbortFrontend) -> bool:
+    """Whether the frontend that left, and not its successor, had submitted a request."""
+    return request_id >> GENERATION_SHIFT == make_request_id(left.frontend, 0, left.generation) >> GENERATION_SHIFT
 
 
 def pack_ids(ids: Any) -> bytes:

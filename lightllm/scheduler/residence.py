@@ -152,7 +152,7 @@ class Residence:
 
     def _hold(self, request: Request, node: Node) -> None:
         """Move the request's reference to `node`."""
-        self._memory.lock(node, request.index, request.submit.priority)
+        self._memory.lock(node, request.index, request.submit.priority, request.node)
         if request.node is not None:
             self._memory.unlock(request.node, request.index)
         request.node = node

@@ -103,12 +103,13 @@ class Scheduler:
         )
         self._roster.submit(submit, now)
 
-    def abort(self, request_id: int, now: float) -> None:
-        """End a request in whatever state it is; unknown ids are ignored."""
+    def abort(self, request_id: int, now: float, *, complete: bool = False) -> None:
+        """End a request in whatever state it is; unknown ids are ignored. The length of one that is `complete`, as by a
+        stop string, teaches the estimator."""
         request = self._roster.requests.get(request_id)
         if request is not None:
             reused = request.reused_len
-            self._roster.close(request, now)
+            self._roster.close(request, now, by_itself=complete)
             self._outputs.append(TokenOutput(request_id, finish=FinishReason.ABORT, cached_tokens=reused))
             self._residence.free_duplicates()
 

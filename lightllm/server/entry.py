@@ -29,6 +29,7 @@ def frontend(worker: Worker) -> None:
         MetricSet(worker.board),
         model_name(settings.model.model),
         worker.started,
+        worker.generation,
     )
     info = {"model_name": served.model_names[0], "version": lightllm.__version__}
     app = create_app(served, Exposition(list(worker.boards.values()), info=info))

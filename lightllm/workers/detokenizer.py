@@ -32,6 +32,7 @@ from lightllm.protocol.messages import (
     TokenBatch,
     TokenOutput,
     frontend_of,
+    is_from,
 )
 from lightllm.text.tokenizer import Tokenizer
 from lightllm.workers.text_stream import TextStream
@@ -59,6 +60,7 @@ class DetokenizerLoop:
         self._touched: dict[int, TextStream] = {}
         self._failures: list[TextOutput] = []
         self._aborts: list[int] = []
+        self._complete: list[int] = []
         self._leaving = False
 
     @property
@@ -70,7 +72,7 @@ class DetokenizerLoop:
         """Serve until told to leave. `outboxes` are the senders behind this loop, flushed while it sleeps."""
         poller = Poller(inboxes, outboxes)
         while not self._leaving:
-            for inbox in poller.wait(RETRY_SECONDS if self._aborts or self._failures else None):
+            for inbox in poller.wait(RETRY_SECONDS if self._aborts or self._complete or self._failures else None):
                 for message in inbox.receive():
                     self.handle(message)
             self.flush()
@@ -86,7 +88,7 @@ class DetokenizerLoop:
             case EngineStarted():
                 self._forget_all()
             case AbortFrontend():
-                self._forget_frontend(message.frontend)
+                self._forget_frontend(message)
             case Die() | Drain():
                 self._leaving = True
 
@@ -101,7 +103,7 @@ class DetokenizerLoop:
             self._touched, self._failures = {}, []
             for frontend, outputs in batches.items():
                 self._deliver(frontend, outputs)
-        if self._aborts:
+        if self._aborts or self._complete:
             self._send_aborts()
 
     def _open(self, message: Open) -> None:
@@ -124,11 +126,13 @@ class DetokenizerLoop:
         except Exception as error:
             logger.exception("the output of request %d cannot be turned into text", request_id)
             stream.fail(_explain(error))
-            stream.cut_short = output.finish is None
+            stream.cut_short = False
+            if output.finish is None:
+                self._aborts.append(request_id)
         if stream.ended:
             del self._streams[request_id]
             if stream.cut_short:
-                self._aborts.append(request_id)
+                self._complete.append(request_id)
 
     def _forget_all(self) -> None:
         """A new engine: what an earlier one had open will never end by itself."""
@@ -138,12 +142,13 @@ class DetokenizerLoop:
             self._touched[request_id] = stream
         self._streams.clear()
         self._aborts.clear()
+        self._complete.clear()
 
-    def _forget_frontend(self, frontend: int) -> None:
+    def _forget_frontend(self, left: AbortFrontend) -> None:
         for streams in (self._streams, self._touched):
-            for request_id in [request_id for request_id in streams if frontend_of(request_id) == frontend]:
+            for request_id in [request_id for request_id in streams if is_from(request_id, left)]:
                 del streams[request_id]
-        self._failures = [failure for failure in self._failures if frontend_of(failure.request_id) != frontend]
+        self._failures = [failure for failure in self._failures if not is_from(failure.request_id, left)]
 
     def _deliver(self, frontend: int, outputs: list[TextOutput]) -> None:
         try:
@@ -169,11 +174,14 @@ class DetokenizerLoop:
                 self._aborts.append(output.request_id)
 
     def _send_aborts(self) -> None:
-        try:
-            self._to_engine.send(Abort(tuple(self._aborts)))
-        except Backpressure:
-            return  # they go with the next flush; until then their tokens are ignored
-        self._aborts.clear()
+        for request_ids, complete in ((self._aborts, False), (self._complete, True)):
+            if not request_ids:
+                continue
+            try:
+                self._to_engine.send(Abort(tuple(request_ids), complete))
+            except Backpressure:
+                return  # they go with the next flush; until then their tokens are ignored
+            request_ids.clear()
 
 
 def _failure(request_id: int, error: ErrorParts) -> TextOutput:

@@ -30,6 +30,7 @@ from lightllm.errors import (
     InvalidRequest,
     LightLLMError,
     OutOfMemory,
+    Overloaded,
     ProtocolError,
 )
 from lightllm.ipc import Poller, Receiver, Sender
@@ -47,7 +48,7 @@ from lightllm.protocol.messages import (
     Submit,
     TokenBatch,
     TokenOutput,
-    frontend_of,
+    is_from,
 )
 from lightllm.protocol.plan import StepResult
 from lightllm.protocol.sampling_params import SamplingParams
@@ -120,7 +121,10 @@ def _check_eos(eos_ids: tuple[int, ...], vocab_size: int, directory: Path) -> No
 
 
 class EngineLoop:
-    """Joins a scheduler and an engine to their inboxes and the detokenizer. `depth` steps may be in flight at once."""
+    """Joins a scheduler and an engine to their inboxes and the detokenizer. `depth` steps may be in flight at once.
+
+    Of `most_requests` that run or wait, further ones are refused: a frontend knows its own only. None is no limit.
+    """
 
     def __init__(
         self,
@@ -131,6 +135,7 @@ class EngineLoop:
         generation: int = 0,
         depth: int = 2,
         meters: EngineMeters | None = None,
+        most_requests: int | None = None,
     ) -> None:
         self._scheduler = parts.scheduler
         self._engine = parts.engine
@@ -138,6 +143,7 @@ class EngineLoop:
         self._outbox = outbox
         self._depth = depth
         self._meters = meters
+        self._most_requests = most_requests
         self._tickets: deque[Ticket] = deque()
         self._leaving = False
         self._room: Poller[Receiver[EngineInbox]] = Poller([], [outbox])
@@ -171,12 +177,12 @@ class EngineLoop:
         match message:
             case Submit():
                 self._submit(message, now)
-            case Abort(request_ids):
+            case Abort(request_ids, complete):
                 for request_id in request_ids:
-                    self._scheduler.abort(request_id, now)
-            case AbortFrontend(frontend):
+                    self._scheduler.abort(request_id, now, complete=complete)
+            case AbortFrontend():
                 for request_id in self._scheduler.request_ids:
-                    if frontend_of(request_id) == frontend:
+                    if is_from(request_id, message):
                         self._scheduler.abort(request_id, now)
             case Die() | Drain():
                 self._leaving = True
@@ -188,17 +194,23 @@ class EngineLoop:
 
     def _submit(self, submit: Submit, now: float) -> None:
         try:
+            self._check_room()
             self._scheduler.submit(submit, now)
-        except (AssertionError, InvalidRequest) as error:
-            if not isinstance(error, InvalidRequest):
+        except (AssertionError, InvalidRequest, Overloaded) as error:
+            if isinstance(error, AssertionError):
                 logger.error("request %d was refused: %s", submit.request_id, error)
                 error = InvalidRequest("the request does not fit")
             if self._meters is not None:
-                self._meters.refused(submit.tenant)
+                self._meters.refused(submit.tenant, error.code)
             self._send(_open(submit))
             self._send(TokenBatch((_failure(submit.request_id, error),)))
             return
         self._send(_open(submit))
+
+    def _check_room(self) -> None:
+        limit, present = self._most_requests, self._scheduler.num_requests
+        if limit is not None and present >= limit:
+            raise Overloaded(f"{present} requests run or wait and 1 more pass the limit of {limit}")
 
     def _launch(self) -> bool:
         if len(self._tickets) >= self._depth:

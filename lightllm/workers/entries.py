@@ -37,7 +37,14 @@ def engine(worker: Worker) -> None:
         logger.info("%s: %s", resolved.name, reason)
     outbox = worker.sender("detokenizer", DetokenizerInbox)
     meters = EngineMeters(MetricSet(worker.board), parts.scheduler)
-    loop = EngineLoop(parts, worker.receivers(EngineInbox), outbox, generation=worker.generation, meters=meters)
+    loop = EngineLoop(
+        parts,
+        worker.receivers(EngineInbox),
+        outbox,
+        generation=worker.generation,
+        meters=meters,
+        most_requests=worker.settings.scheduler.max_waiting + parts.facts["max_running"],
+    )
     gc.collect()
     gc.freeze()  # what was loaded stays: later collections need not look at it
     gc.enable()

@@ -80,6 +80,7 @@ class Frontend:
     sender: channel to the engine
     model_name: the name to serve if the settings give none
     created: start of the server, seconds since the epoch
+    generation: how often this frontend was started before
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Frontend:
         metrics: MetricSet | None = None,
         model_name: str = "lightllm",
         created: int | None = None,
+        generation: int = 0,
     ) -> None:
         self.index = index
         self.tokenizer = tokenizer
@@ -104,8 +106,8 @@ class Frontend:
         self.tally = Tally(metrics)
         self._sender = sender
         self._intake: Intake | None = None
-        start = secrets.randbits(40)  # a restarted frontend must not repeat ids that still live
-        self._request_ids = (make_request_id(index, number) for number in count(start))
+        start = secrets.randbits(39)  # a restarted frontend must not repeat ids that still live
+        self._request_ids = (make_request_id(index, number, generation) for number in count(start))
         self._live: dict[int, Choice] = {}
         self._idle = asyncio.Event()
         self._idle.set()

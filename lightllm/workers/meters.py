@@ -61,7 +61,10 @@ class EngineMeters:
             "num_preemptions": metrics.counter(names.PREEMPTIONS),
             "num_refused": metrics.counter(names.REQUESTS_REFUSED, reason=Overloaded.code),
         }
-        self._refused = metrics.counter(names.REQUESTS_REFUSED, reason=InvalidRequest.code)
+        self._refused = {
+            code: metrics.counter(names.REQUESTS_REFUSED, reason=code)
+            for code in (InvalidRequest.code, Overloaded.code)
+        }
         self._tenants = [_TenantMeters(metrics, name, counts) for name, counts in counters.tenants.items()]
         self._evicted = metrics.counter(names.EVICTED_TOKENS)
         self._cost = {field.name: metrics.gauge(names.STEP_COST, coefficient=field.name) for field in fields(StepCost)}
@@ -74,9 +77,9 @@ class EngineMeters:
         self._scheduler_seconds.observe(seconds)
         self.read()
 
-    def refused(self, tenant: str) -> None:
-        """A request was refused when it came in, by a limit that only the scheduler knows."""
-        self._refused.inc()
+    def refused(self, tenant: str, code: str) -> None:
+        """A request was refused when it came in, with an error of that code, by a limit that only the engine knows."""
+        self._refused[code].inc()
         self._scheduler.counters.tenant(tenant).num_refused += 1
 
     def stepped(self, seconds: float) -> None:

@@ -85,11 +85,22 @@ def test_full_ring_spills_and_then_pushes_back(ring):
         while True:
             writer.send(len(sent).to_bytes(2, "little") * 50)
             sent.append(len(sent).to_bytes(2, "little") * 50)
-    assert CAPACITY + 1000 - 200 < 100 * len(sent) <= CAPACITY + 1000
+    assert CAPACITY + 1000 - 200 < 100 * len(sent) <= CAPACITY + 1000 + 100  # and the one under way
     assert not writer.flush()
     assert drain(writer, reader) == sent
     writer.send(b"again")
     assert reader.receive() == [b"again"]
+
+
+def test_a_message_larger_than_the_backlog_does_not_push_back_those_behind_it(ring):
+    writer, reader = RingWriter(ring, backlog_bytes=1000), RingReader(ring)
+    writer.send(b"a" * 50_000)
+    behind = [bytes([number]) * 100 for number in range(10)]
+    for message in behind:
+        writer.send(message)
+    with pytest.raises(Backpressure, match="1000 bytes wait"):
+        writer.send(b"b")
+    assert drain(writer, reader) == [b"a" * 50_000, *behind]
 
 
 def test_an_error_sends_nothing_of_the_message(ring):

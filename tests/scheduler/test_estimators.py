@@ -173,6 +173,22 @@ def test_censored_lengths_are_at_least_so_long() -> None:
     assert float(survival.at(np.array([101]))[0]) < 0.05
 
 
+@pytest.mark.parametrize("name", ["past_future", "past_future_sampled"])
+def test_outputs_that_stop_strings_ended_are_learnt_from(name: EstimatorName) -> None:
+    """The engine is told of them by an abort; one for another reason says only that the output is at least so long."""
+    expected = []
+    for complete in (False, True):
+        harness = make_harness(200, estimator=name, history_window=40)
+        for number in range(50):
+            request_id = harness.submit([number, 2, 3], 61, ignore_eos=True)
+            for _ in range(4):
+                harness.step()
+            harness.scheduler.abort(request_id, harness.now, complete=complete)
+        assert harness.scheduler.counters.num_finished == (50 if complete else 0)
+        expected.append(harness.scheduler._estimator.expected_output(0, 61, 0))
+    assert expected[1] < 8 < 30 < expected[0]
+
+
 def test_the_margin_follows_preemptions() -> None:
     estimator = PastFuture(1000, 0.05)
     feed(estimator, [100] * 400)

@@ -117,6 +117,20 @@ def test_a_second_request_patches_the_cached_prefix_into_its_row() -> None:
     assert harness.ends[first].cached_tokens == 0 and harness.ends[1].cached_tokens == 3
 
 
+def test_a_prompt_in_many_chunks_is_one_use_of_its_prefix() -> None:
+    harness = make_harness(64, chunk_size=2, prefix_eviction="lfu")
+    once, often = list(range(2, 42)), list(range(50, 60))
+    harness.submit(once, 1, ignore_eos=True)
+    harness.drain()
+    for _ in range(3):
+        harness.submit([*often, 60], 1, ignore_eos=True)
+        harness.drain()
+    harness.submit(range(70, 118), 1, ignore_eos=True)
+    harness.drain()
+    assert harness.scheduler.memory.peek(np.array(often, np.int32)).matched_len == len(often)
+    assert harness.scheduler.memory.peek(np.array(once, np.int32)).matched_len < len(once)
+
+
 def test_salt_opt_out_and_prompt_logprobs_keep_out_of_the_cache() -> None:
     harness = make_harness(200)
     harness.submit([2, 3, 4, 5], 1, ignore_eos=True)

@@ -67,13 +67,11 @@ class Harness:
         self.loop.flush()
         return [output for _, batch in self.batches for output in batch.outputs]
 
+    def aborts(self) -> list[Abort]:
+        return [message for message in self._engine.receive() if isinstance(message, Abort)]
+
     def aborted(self) -> list[int]:
-        return [
-            request_id
-            for abort in self._engine.receive()
-            if isinstance(abort, Abort)
-            for request_id in abort.request_ids
-        ]
+        return [request_id for abort in self.aborts() for request_id in abort.request_ids]
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -162,6 +160,13 @@ def test_text_that_may_become_a_stop_string_waits_and_its_ids_do_not(bytes_harne
     assert (held.text, held.token_ids) == ("", tuple(ids))
     (last,) = harness.outputs(tokens(A, *harness.ids("k"), finish=FinishReason.LENGTH))
     assert (last.text, last.finish, last.stop_reason) == ("hello work", FinishReason.LENGTH, None)
+
+
+def test_the_engine_hears_whether_a_stop_string_ended_a_request(bytes_harness: Harness) -> None:
+    harness = bytes_harness
+    damaged = Open(B, b"odd", (), False, 0, True, True)
+    harness.outputs(opened(A, ["fox"]), damaged, tokens(A, *harness.ids(TEXT)))
+    assert harness.aborts() == [Abort((B,)), Abort((A,), complete=True)]
 
 
 def test_a_stop_string_in_the_last_step_needs_no_abort(bytes_harness: Harness) -> None:
@@ -272,6 +277,16 @@ def test_a_dead_frontend_is_forgotten_with_what_was_to_be_said_to_it(harness: Ha
     said = harness.outputs(opened(A), opened(C), tokens(A, first), tokens(C, first), AbortFrontend(0))
     assert [output.request_id for output in said] == [C]
     assert harness.loop.num_open == 1
+
+
+def test_the_successor_of_a_dead_frontend_keeps_its_requests(harness: Harness) -> None:
+    """Its requests may come before the news of the death, when the detokenizer was busy."""
+    later, (first, *_) = make_request_id(0, 1, generation=1), harness.ids(TEXT)
+    said = harness.outputs(opened(A), opened(later), tokens(A, first), tokens(later, first), AbortFrontend(0))
+    assert [output.request_id for output in said] == [later]
+    assert harness.loop.num_open == 1
+    assert harness.outputs(tokens(later, first), AbortFrontend(0, 1)) == []
+    assert harness.loop.num_open == 0
 
 
 def test_a_frontend_that_does_not_read_loses_its_requests_only(

@@ -18,12 +18,16 @@ from lightllm.ipc import Ring, RingReader, RingReceiver, RingSender, RingWriter,
 from lightllm.memory.token_memory import TokenMemory
 from lightllm.protocol.codec import Codec
 from lightllm.protocol.messages import (
+    AbortFrontend,
     DetokenizerInbox,
     EngineStarted,
     FinishReason,
+    Open,
     Submit,
     TokenBatch,
     TokenOutput,
+    frontend_of,
+    make_request_id,
     pack_ids,
 )
 from lightllm.protocol.plan import StepPlan, StepResult
@@ -134,20 +138,62 @@ class Parrot:
         return StepResult(plan.step, said, np.ones(len(said), np.int32), seconds=0.01)
 
 
-def test_those_who_wait_run_as_soon_as_all_others_end_at_once() -> None:
-    """No message comes to wake the loop: it must not report that there is nothing to do."""
+def real_loop(most_requests: int | None = None) -> tuple[EngineLoop, real.Scheduler, Any]:
+    """A loop around a real scheduler, and what comes out of it; two requests run at a time."""
     settings = SchedulerSettings(max_running=2, max_step_tokens=16)
     policy, estimator = make_policy(settings), make_estimator(settings)
     scheduler = real.Scheduler(settings, TokenMemory(32), policy, estimator, max_len=16)
     engine: Any = Parrot()
     channel: tuple[Any, Any] = local_channel()
-    loop = EngineLoop(EngineParts(scheduler, engine, {}, ()), [], channel[0])
+    loop = EngineLoop(EngineParts(scheduler, engine, {}, ()), [], channel[0], most_requests=most_requests)
+    return loop, scheduler, channel[1]
+
+
+def submit(number: int) -> Submit:
+    params = SamplingParams(max_tokens=4, ignore_eos=True)
+    return Submit(number, pack_ids([number % 1000 + 1] * 4), params, 4, number, 0.0)
+
+
+def test_those_who_wait_run_as_soon_as_all_others_end_at_once() -> None:
+    """No message comes to wake the loop: it must not report that there is nothing to do."""
+    loop, scheduler, _ = real_loop()
     for number in range(6):
-        params = SamplingParams(max_tokens=4, ignore_eos=True)
-        loop.handle(Submit(number, pack_ids([number + 1] * 4), params, 4, number, 0.0))
+        loop.handle(submit(number))
     while loop.step():
         pass
     assert scheduler.num_requests == 0 and scheduler.counters.num_finished == 6
+
+
+def test_all_frontends_together_have_one_limit() -> None:
+    loop, scheduler, receiver = real_loop(most_requests=3)
+    for frontend in range(5):
+        loop.handle(submit(make_request_id(frontend, 1)))
+    while loop.step():
+        pass
+    loop.handle(submit(make_request_id(3, 2)))
+    while loop.step():
+        pass
+    messages = receiver.receive()
+    assert sum(isinstance(message, Open) for message in messages) == 6
+    outputs = [output for message in messages if isinstance(message, TokenBatch) for output in message.outputs]
+    refused = {frontend_of(output.request_id): output.error for output in outputs if output.error is not None}
+    assert refused == dict.fromkeys((3, 4), ("overloaded", "3 requests run or wait and 1 more pass the limit of 3"))
+    assert [frontend_of(output.request_id) for output in outputs if output.finish is FinishReason.LENGTH][-1] == 3
+    assert scheduler.num_requests == 0 and scheduler.counters.num_finished == 4
+
+
+def test_the_successor_of_a_dead_frontend_keeps_its_requests() -> None:
+    """Its requests may come before the news of the death, when a step took long."""
+    loop, _, receiver = real_loop()
+    earlier, later, other = make_request_id(0, 9), make_request_id(0, 3, generation=1), make_request_id(1, 4)
+    for request_id in (earlier, later, other):
+        loop.handle(submit(request_id))
+    loop.handle(AbortFrontend(0))
+    while loop.step():
+        pass
+    batches = [message for message in receiver.receive() if isinstance(message, TokenBatch)]
+    ends = {output.request_id: output.finish for batch in batches for output in batch.outputs if output.finish}
+    assert ends == {earlier: FinishReason.ABORT, later: FinishReason.LENGTH, other: FinishReason.LENGTH}
 
 
 def test_the_first_word_is_the_start() -> None:
