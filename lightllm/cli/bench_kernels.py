@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightllm.bench.kernels import Inputs, ModelShape, Work
     from lightllm.device.device import Device
 
+_ADVICE = "end what else uses the GPU"
 COLUMNS = ("kernel", "case", "time", "TB/s", "TFLOP/s", "of bound", "cuBLAS")
 
 
@@ -103,6 +104,7 @@ def _time(
 
     from lightllm.bench.kernel_timing import time_launches
     from lightllm.bench.kernels import all_cases
+    from lightllm.engine.budget import room_for
 
     cases = list(all_cases(models, inputs))
     chosen = [case for case in cases if flags.only is None or flags.only in case.kernel]
@@ -111,9 +113,10 @@ def _time(
         raise ConfigError(f"no kernel is called {flags.only!r}; there are: {names}", param="only")
     rows = []
     for case in chosen:
-        work = case.prepare()
-        vendor = time_launches(work.vendor) if work.vendor else None
-        figures = _figures(work, time_launches(work.launches), vendor, machine)
+        with room_for(f"{case.kernel} of {case.name}", f"{_ADVICE}, or name other kernels with --only"):
+            work = case.prepare()
+            vendor = time_launches(work.vendor) if work.vendor else None
+            figures = _figures(work, time_launches(work.launches), vendor, machine)
         rows.append({"kernel": case.kernel, "case": case.name, **figures})
         show(_line(_cells(rows[-1])), flags.json)
         del work
@@ -137,20 +140,22 @@ def _tune(
 ) -> list[dict[str, Any]]:
     from lightllm.bench.kernel_tuning import as_table, installed_table, tune, write_table
     from lightllm.bench.kernels import Work
+    from lightllm.engine.budget import room_for
     from lightllm.kernels.triton.linear_choice import write_choice
 
     path = installed_table(device.name) if flags.table is None else Path(flags.table)
     write_table(path, device.name, {})  # before the minutes that tuning takes
     tuned, rows = [], []
-    for found in tune(models, inputs, device.name):
-        tuned.append(found)
-        work = Work((), num_bytes=found.num_rows * found.size * inputs.dtype.itemsize)
-        best = write_choice(found.choice)
-        case = f"{found.model} {found.weight}, {found.tokens} tokens: {' '.join(map(str, best))}"
-        figures = _figures(work, found.seconds, found.vendor_seconds, machine)
-        rows.append({"kernel": "linear", "case": case, **figures, "best": best, "tried": found.tried})
-        show(_line(_cells(rows[-1])), flags.json)
-        write_table(path, device.name, as_table(tuned))
+    with room_for("the products that are measured", f"{_ADVICE}; what was found before is in {path}"):
+        for found in tune(models, inputs, device.name):
+            tuned.append(found)
+            work = Work((), num_bytes=found.num_rows * found.size * inputs.dtype.itemsize)
+            best = write_choice(found.choice)
+            case = f"{found.model} {found.weight}, {found.tokens} tokens: {' '.join(map(str, best))}"
+            figures = _figures(work, found.seconds, found.vendor_seconds, machine)
+            rows.append({"kernel": "linear", "case": case, **figures, "best": best, "tried": found.tried})
+            show(_line(_cells(rows[-1])), flags.json)
+            write_table(path, device.name, as_table(tuned))
     show(f"\nwrote {path}", flags.json)
     return rows
 

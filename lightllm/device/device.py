@@ -56,7 +56,7 @@ def total_memory(device: Device) -> int:
 def usable_cores() -> int:
     """Processor cores this process may use, a container's share rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _cgroup_cores())
+    return min(cores, *map(_cgroup_cores, _own_groups()))
 
 
 def _cpu() -> Device:
@@ -95,14 +95,25 @@ def _available_host_memory() -> int:
         with open("/proc/meminfo") as lines:
             for line in lines:
                 if line.startswith("MemAvailable:"):
-                    return min(int(line.split()[1]) * 1024, _cgroup_room())
+                    return min(int(line.split()[1]) * 1024, *map(_cgroup_room, _own_groups()))
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _cgroup_cores(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores' worth of time that this control group's quota gives (containers), rounded up; unlimited without one."""
+def _own_groups(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """The control group of this process and those that it is in (cgroup v2), whose limits all hold: a container sees
+    its own as the root, a service or a batch job lies some levels below."""
+    try:
+        named = [line[3:].strip("/") for line in membership.read_text().splitlines() if line.startswith("0::")]
+    except OSError:
+        named = []
+    own = root.joinpath(*named)
+    return [own, *(group for group in own.parents if group.is_relative_to(root))]
+
+
+def _cgroup_cores(group: Path) -> int:
+    """Cores' worth of time that a control group's quota gives, rounded up; unlimited without one."""
     try:
         quota, period = (group / "cpu.max").read_text().split()
         return -(-int(quota) // int(period))
@@ -110,9 +121,9 @@ def _cgroup_cores(group: Path = Path("/sys/fs/cgroup")) -> int:
         return 1 << 30
 
 
-def _cgroup_room(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes left under this control group's memory limit (containers), counting what is kept of files as free, as the
-    kernel does when it is needed; unlimited when there is none."""
+def _cgroup_room(group: Path) -> int:
+    """Bytes left under a control group's memory limit, counting what is kept of files as free, as the kernel does when
+    it is needed; unlimited when there is none."""
     try:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())

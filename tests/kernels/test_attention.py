@@ -94,6 +94,21 @@ def test_pools_beyond_an_int32_are_addressed_wide(monkeypatch, device):
     assert_same(actual, expected_output(layout, q, k_cache, v_cache, table, params))
 
 
+@pytest.mark.parametrize(
+    "step", [([0], [1024]), ([5000] * 64, [1] * 64), ([700, 9] * 32, [31, 1] * 32)], ids=["prompt", "decodes", "chunks"]
+)
+def test_reserved_scratch_has_room_for_split_tiles_and_hardly_more(step):
+    shape, cpu = HeadShape(4, 4, 64, 64), torch.device("cpu")
+    backend = TritonAttention(shape, cpu)
+    backend.reserve(64, 1024)
+    reserved = backend._scratch
+    most_tiles = 64 + 1024 // 128
+    assert len(reserved.weights) <= most_tiles // 2 * 128 * shape.num_kv_heads, "half of the tiles in two parts each"
+    layout = SequenceLayout(*(np.array(values, np.int32) for values in (range(len(step[0])), *step)))
+    plan = backend.plan(layout, torch.zeros(64, 9000, dtype=torch.int32))
+    assert all(launch.scratch is reserved for launch in plan.launches), "a step took memory that was not measured"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what merges parts is compiled here, not interpreted")
 @pytest.mark.parametrize(
     "shape", [HeadShape(8, 2, 128, 128), HeadShape(2, 2, 64, 64), HeadShape(7, 1, 128, 128)], ids=str

@@ -63,6 +63,7 @@ def test_items_cover_each_tokens_keys_once(sequences, shape):
     assert merges.tolist() == expected_merges
     assert len(items) <= shape.most_items(len(np.unique(items[:, TOKEN])))
     assert len(merges) <= shape.most_merges(len(np.unique(items[:, TOKEN])))
+    assert len(split) <= shape.most_parts(len(np.unique(items[:, TOKEN])))
 
 
 @settings(max_examples=100, deadline=None)

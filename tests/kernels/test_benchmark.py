@@ -142,6 +142,23 @@ def test_mistakes(machine: None, arguments: list[str], words: str, capsys: pytes
     assert words in capsys.readouterr().err
 
 
+def test_a_gpu_that_others_fill(
+    machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(*launches: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(kernel_timing, "time_launches", fill)
+    monkeypatch.setattr(kernel_tuning, "time_in_turn", fill)
+    monkeypatch.setattr(kernel_tuning, "TOKENS", (1,))
+    arguments = ["bench", "kernels", "--dtype", "float16"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: no room for rms_norm of tiny 1 tokens; end what else uses the")
+    monkeypatch.setattr(kernel_tuning, "candidates", lambda tokens, gated: [])
+    assert main([*arguments, "--tune", "--table", str(tmp_path / "toy_gpu.json")]) == 1
+    assert capsys.readouterr().err.startswith("error: no room for the products that are measured; end what else uses")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_it_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "kernels"]) == 1

@@ -150,7 +150,7 @@ class TritonAttention:
         for rows in {self._small_rows, *(max(rows, self._small_rows) for rows in LARGE_ROWS)}:
             tiling = self._tiling(rows)
             shape = self._tile_shape(tiling)
-            self._scratch_for(shape.most_items(max_sequences + max_tokens // shape.tokens), tiling)
+            self._scratch_for(shape.most_parts(max_sequences + max_tokens // shape.tokens), tiling)
 
     def buffer_size(self, max_sequences: int, max_tokens: int) -> int:
         """The int32s that `make_buffers` needs for as much."""
@@ -171,7 +171,7 @@ class TritonAttention:
             begin += len(work)
             num_programs = self._staying_programs(tiling, num_items)
             most = shape.tokens if max_tokens > max_sequences else 1
-            scratch = self._scratch_for(num_items, tiling)
+            scratch = self._scratch_for(shape.most_parts(most_tiles), tiling)
             launches.append(TileLaunch(work, num_items, num_merges, num_programs, most, most, tiling, scratch))
         return PlanBuffers(AttentionPlan(table, tuple(launches)), max_sequences, max_tokens, DecodeItems())
 

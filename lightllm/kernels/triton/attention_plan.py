@@ -67,6 +67,11 @@ class TileShape:
         """The most tiles with several parts, of a step with at most this many tiles."""
         return max(min(most_tiles, self.slots // self.num_kv_heads // 2), most_tiles // 4)
 
+    def most_parts(self, most_tiles: int) -> int:
+        """The most parts of all those tiles together: each has two or more and counts as one tile, so that they are at
+        most twice as many as the items beyond the tiles."""
+        return max(most_tiles // 4 * 2, self.slots // self.num_kv_heads)
+
 
 def make_items(layout: SequenceLayout, members: Int64, shape: TileShape) -> tuple[Int32, Int32]:
     """The items [I, ITEM_SIZE] of the sequences `members`, and the merges [J, MERGE_SIZE].
