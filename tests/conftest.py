@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,28 @@ CHAT_TEMPLATE = (
 
 Reference = Any
 """A Transformers model."""
+
+
+@pytest.fixture
+def count_calls() -> Callable[[Callable[[], object]], int]:
+    """Counts calls and returns while a function runs: work that does not depend on the machine."""
+
+    def count(function: Callable[[], object]) -> int:
+        num_events = 0
+
+        def on_event(*_: object) -> None:
+            nonlocal num_events
+            num_events += 1
+
+        before = sys.getprofile()
+        sys.setprofile(on_event)
+        try:
+            function()
+        finally:
+            sys.setprofile(before)
+        return num_events
+
+    return count
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from tokenizers import decoders, models, normalizers
 
 from lightllm.protocol.messages import unpack_ids
 from lightllm.server.openai import chat, completions
-from lightllm.server.openai.logprobs import CompletionLogprobsWriter, prompt_logprobs
+from lightllm.server.openai.logprobs import CompletionLogprobsWriter
 from lightllm.text.tokenizer import Tokenizer
 
 from .fake_engine import REPLY, LiveServer, Script
@@ -207,41 +207,35 @@ def test_impossible_terms(client: openai.OpenAI, terms: dict[str, Any]) -> None:
 def test_many_prompt_logprobs_do_not_hold_up_other_requests(
     http: httpx.Client, server: LiveServer, monkeypatch: pytest.MonkeyPatch, module: ModuleType, route: str, field: str
 ) -> None:
-    build, begun, others_are_served = prompt_logprobs, Event(), Event()
-
-    def build_slowly(*args: Any) -> Any:
-        begun.set()
-        assert others_are_served.wait(10)
-        return build(*args)
-
-    monkeypatch.setattr(module, "prompt_logprobs", build_slowly)
     text = "one two three " * 10
     prompt = text if field == "prompt" else [{"role": "user", "content": text}]
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, server.url + route, json={field: prompt, "prompt_logprobs": 20})
-        assert begun.wait(10)
-        try:
-            assert http.get("/live", timeout=5).status_code == 200
-        finally:
-            others_are_served.set()
-        assert answer.result().status_code == 200
+    body = {field: prompt, "prompt_logprobs": 20}
+    assert_others_are_served(http, server.url + route, body, monkeypatch, module, "prompt_logprobs")
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_echo_with_many_logprobs_does_not_hold_up_other_requests(
     http: httpx.Client, server: LiveServer, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    add, begun, others_are_served = CompletionLogprobsWriter.add, Event(), Event()
+    body = {"prompt": "one two three " * 10, "echo": True, "logprobs": 20, "max_tokens": 1, "stream": stream}
+    url = server.url + "/v1/completions"
+    assert_others_are_served(http, url, body, monkeypatch, CompletionLogprobsWriter, "add")
 
-    def add_slowly(*args: Any) -> None:
+
+def assert_others_are_served(
+    http: httpx.Client, url: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """While a function of `owner` works on the answer, which it does until then."""
+    work, begun, others_are_served = getattr(owner, name), Event(), Event()
+
+    def work_slowly(*args: Any) -> Any:
         begun.set()
         assert others_are_served.wait(10)
-        add(*args)
+        return work(*args)
 
-    monkeypatch.setattr(CompletionLogprobsWriter, "add", add_slowly)
-    body = {"prompt": "one two three " * 10, "echo": True, "logprobs": 20, "max_tokens": 1, "stream": stream}
+    monkeypatch.setattr(owner, name, work_slowly)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, server.url + "/v1/completions", json=body)
+        answer = pool.submit(httpx.post, url, json=body)
         assert begun.wait(10)
         try:
             assert http.get("/live", timeout=5).status_code == 200
