@@ -9,9 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
 
-from lightllm.errors import ConfigError
+from lightllm.config.checks import split_url
 
 LIMIT = 1 << 22
 """Longest line read."""
@@ -28,21 +27,8 @@ class Target:
     @classmethod
     def parse(cls, url: str) -> Target:
         """http://host:port, with or without /v1. Raises ConfigError for anything else."""
-        parts = split_url(url)
-        if parts.scheme != "http":
-            raise ConfigError(f"url must look like http://host:port, got {url!r}", param="url")
+        parts = split_url(url, "http")
         return cls(parts.hostname or "", parts.port or 80, parts.path.rstrip("/").removesuffix("/v1"))
-
-
-def split_url(url: str) -> SplitResult:
-    """The parts of an address with a host and, if any, a valid port. Raises ConfigError for anything else."""
-    try:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.hostname and parts.port != 0:
-            return parts
-    except ValueError:  # of a port, or of brackets that do not match
-        pass
-    raise ConfigError(f"url must look like http://host:port, got {url!r}", param="url")
 
 
 class HttpFault(Exception):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightllm
-from lightllm.errors import ConfigError
+from lightllm.config.checks import writing
 
 
 def command_line() -> str:
@@ -64,7 +64,5 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
     if str(path) == "-":
         sys.stdout.write(text)
         return
-    try:
+    with writing(path):
         Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error

@@ -10,9 +10,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightllm.bench.http_stream import split_url
 from lightllm.cli.flags import SamplingFlags
 from lightllm.cli.sampling import sampling_params
+from lightllm.config.checks import split_url
+from lightllm.config.json_text import parse_json
 from lightllm.config.settings import Settings
 from lightllm.errors import ConfigError, LightLLMError, NotReady
 
@@ -58,9 +59,7 @@ class RemoteAnswerer:
     """A server at `url`, e.g. http://127.0.0.1:8000 (with or without /v1)."""
 
     def __init__(self, url: str, model: str | None, api_key: str | None, flags: SamplingFlags) -> None:
-        parts = split_url(url)
-        if parts.scheme not in ("http", "https"):
-            raise ConfigError(f"url must look like http://host:port, got {url!r}", param="url")
+        parts = split_url(url, "http", "https")
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname or "", parts.port
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._headers = {"Content-Type": "application/json"}
@@ -116,8 +115,8 @@ class RemoteAnswerer:
 def _parse(data: str | bytes) -> dict[str, Any]:
     """The JSON object that a server sent. Raises LightLLMError for anything else."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = parse_json(data)
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise LightLLMError(f"the answer is not that of a server with the OpenAI API: {data[:60]!r}")

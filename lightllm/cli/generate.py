@@ -12,6 +12,7 @@ from lightllm.cli.flags import ModelFlags, SamplingFlags, parse, settings_of
 from lightllm.cli.precheck import check_model
 from lightllm.cli.sampling import sampling_params
 from lightllm.config.checks import read_text
+from lightllm.config.json_text import parse_json
 from lightllm.config.settings import EngineSettings, SchedulerSettings
 from lightllm.errors import ConfigError
 
@@ -73,8 +74,8 @@ def _parse_line(line: str) -> Any:
     if not line.lstrip().startswith("{"):
         return line
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+    except ValueError:
         return line
     if not isinstance(value, dict):
         return line

@@ -1,9 +1,11 @@
-"""Checks of numbers and files that the user names, shared by settings and commands. Each raises ConfigError."""
+"""Checks of numbers, files and addresses that the user names, for settings and commands. Each raises ConfigError."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 from lightllm.errors import ConfigError
 
@@ -32,6 +34,26 @@ def read_text(path: str, what: str, param: str) -> str:
     except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last for ~user if there is no such user
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
         raise ConfigError(f"{what} {path} cannot be read: {reason}", param=param) from error
+
+
+@contextmanager
+def writing(path: str | Path, param: str | None = None) -> Iterator[None]:
+    """A file that cannot be written within is named."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", param=param) from error
+
+
+def split_url(url: str, *schemes: str) -> SplitResult:
+    """The parts of an address with one of these schemes (http without any), a host and, if there is one, a port."""
+    try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme in schemes and parts.hostname and parts.port != 0:
+            return parts
+    except ValueError:  # of a port, or of brackets that do not match
+        pass
+    raise ConfigError(f"url must look like http://host:port, got {url!r}", param="url")
 
 
 def _check(owner: object, names: tuple[str, ...], is_right: Callable[[float], bool], wanted: str) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from lightllm.config.json_text import is_finite_number, read_object_if_there
 from lightllm.errors import CheckpointError
 
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -28,30 +26,18 @@ def read_generation_defaults(directory: Path) -> GenerationDefaults:
 
     Raises CheckpointError for a file that is no JSON object, end ids that are no integers, values that are no numbers.
     """
-    values = _read(directory / "generation_config.json")
+    values = read_object_if_there(directory / "generation_config.json")
     eos = values.get("eos_token_id")
     if eos is None:
-        eos = _read(directory / "config.json").get("eos_token_id")
+        eos = read_object_if_there(directory / "config.json").get("eos_token_id")
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise CheckpointError(f"{directory}: eos_token_id must hold token ids, got {eos!r}", param="eos_token_id")
     sampling = {name: values[name] for name in _DEFAULTS if values.get(name) is not None}
     for name, value in sampling.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        if not is_finite_number(value):
             where = directory / "generation_config.json"
             raise CheckpointError(f"{where}: {name} must be a finite number, got {value!r}", param=name)
     if values.get("do_sample") is False:
         sampling = {"temperature": 0.0} | {k: v for k, v in sampling.items() if k == "repetition_penalty"}
     return GenerationDefaults(tuple(ids), sampling)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, it holds {type(values).__name__}")
-    return values

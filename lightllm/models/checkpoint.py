@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lightllm.config.json_text import parse_json
 from lightllm.device.file_reader import FileReader, StoredTensor
 from lightllm.errors import CheckpointError
 
@@ -217,9 +218,9 @@ def _find_tensors(directory: Path) -> dict[str, Path]:
 
 def _read_index(index: Path) -> dict[str, Path]:
     try:
-        entries: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        entries: dict[str, str] = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         homes = {name: index.parent / file for name, file in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(f"{index} is not a readable weight index: {error!r}") from error
     for file in set(entries.values()):  # which may be links to elsewhere, as in the hub's cache
         if Path(file).name != file or not (index.parent / file).is_file():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightllm.config.json_text import is_finite_number, read_object
 from lightllm.errors import CheckpointError
 
 _HARMLESS_TEXT = """
@@ -46,13 +45,7 @@ class ConfigReader:
         path = directory / "config.json"
         if not path.is_file():
             raise CheckpointError(f"{directory} is no model directory: it has no config.json")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} must hold a JSON object, it holds {type(values).__name__}")
-        return cls(values, str(path))
+        return cls(read_object(path), str(path))
 
     @property
     def model_type(self) -> str:
@@ -81,7 +74,7 @@ class ConfigReader:
 
     def number(self, key: str, default: float | object = _MISSING) -> float:
         value = self._take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        if not is_finite_number(value):
             raise self._wrong(key, "a finite number", value)
         return float(value)
 

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightllm.config.checks import writing
+from lightllm.config.json_text import parse_json
 from lightllm.errors import ConfigError
 from lightllm.protocol.plan import StepPlan
 
@@ -65,17 +67,15 @@ class StepCost:
     def save(self, path: str | Path, *, model: str = "", machine: str = "") -> None:
         """Write the file format above. Raises ConfigError when the file cannot be written."""
         content = {"format": FORMAT, "version": VERSION, "model": model, "machine": machine, "seconds": asdict(self)}
-        try:
+        with writing(path, "cost_model"):
             Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}", param="cost_model") from error
 
 
 def load_step_cost(path: str | Path) -> StepCost:
     """Read a step-cost file; ConfigError names what is wrong with it."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"step_cost: cannot read {path}: {error}", param="step_cost") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         raise ConfigError(f"step_cost: {path} is not a {FORMAT} file of version {VERSION}", param="step_cost")

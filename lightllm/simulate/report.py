@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lightllm.config.checks import writing
 from lightllm.errors import ConfigError
 from lightllm.simulate.record import Summary
 
@@ -77,11 +78,9 @@ def write_json(path: str | Path, results: Sequence[Result], about: Mapping[str, 
     """All numbers of all seeds, and how they were made; null for what no request was there to measure. Raises
     ConfigError when the file cannot be written."""
     content = {"about": dict(about), "results": [result.to_dict() for result in results]}
-    try:
+    with writing(path, "json"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", param="json") from error
 
 
 def write_plot(path: str | Path, results: Sequence[Result]) -> None:
@@ -109,9 +108,8 @@ def write_plot(path: str | Path, results: Sequence[Result]) -> None:
     axes[-1].legend(fontsize=8)
     figure.tight_layout()
     try:
-        figure.savefig(path, dpi=120, format="png")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", param="plot") from error
+        with writing(path, "plot"):
+            figure.savefig(path, dpi=120, format="png")
     finally:
         pyplot.close(figure)
 

@@ -7,13 +7,13 @@ same keys. `arrival` is in seconds from the first request and never decreases.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lightllm.config.json_text import parse_json
 from lightllm.errors import ConfigError
 from lightllm.simulate.workload import Job
 
@@ -61,8 +61,8 @@ def _json_rows(lines: list[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError):
+                yield number, parse_json(line)
+            except ValueError:
                 yield number, None
 
 

@@ -14,13 +14,13 @@ Precedence follows `PreTrainedTokenizerBase._from_pretrained` of Transformers 5.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 
+from lightllm.config.json_text import read_object_if_there
 from lightllm.errors import CheckpointError
 
 __all__ = ["TextFiles", "read_text_files"]
@@ -57,10 +57,10 @@ def read_text_files(directory: Path) -> TextFiles:
             f"{directory} has no tokenizer.json; "
             "lightllm reads the Hugging Face `tokenizers` format, so convert the model's tokenizer first"
         )
-    config = _read_json(directory / "tokenizer_config.json")
+    config = read_object_if_there(directory / "tokenizer_config.json")
     older = "added_tokens_decoder" not in config
     if older:
-        config = config | _read_json(directory / "special_tokens_map.json")
+        config = config | read_object_if_there(directory / "special_tokens_map.json")
     named, extra = _named_tokens(directory, config), _extra_tokens(directory, config)
     special = {token.content for token in (*named.values(), *extra)}
     return TextFiles(
@@ -75,18 +75,6 @@ def read_text_files(directory: Path) -> TextFiles:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
 def _added_tokens(directory: Path, config: dict[str, Any]) -> tuple[AddedToken, ...]:
     section = config.get("added_tokens_decoder", {})
     try:
@@ -97,7 +85,7 @@ def _added_tokens(directory: Path, config: dict[str, Any]) -> tuple[AddedToken, 
 
 
 def _older_tokens(path: Path, special: set[str]) -> tuple[AddedToken, ...]:
-    ids = _read_json(path)
+    ids = read_object_if_there(path)
     if not all(isinstance(token_id, int) for token_id in ids.values()):
         raise CheckpointError(f"{path} must map tokens to their ids")
     contents = sorted(ids, key=lambda content: int(ids[content]))
@@ -148,7 +136,7 @@ def _chat_templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
         return {name: _read_template(path) for name, path in files.items()}
     section = config.get("chat_template")
     if section is None:
-        section = _read_json(directory / "chat_template.json").get("chat_template")
+        section = read_object_if_there(directory / "chat_template.json").get("chat_template")
     if section is None:
         return {}
     if isinstance(section, str):
@@ -168,7 +156,7 @@ def _read_template(path: Path) -> str:
 
 
 def _generation_eos_ids(directory: Path) -> tuple[int, ...]:
-    value = _read_json(directory / "generation_config.json").get("eos_token_id")
+    value = read_object_if_there(directory / "generation_config.json").get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token_id, int) for token_id in ids):
         path = directory / "generation_config.json"

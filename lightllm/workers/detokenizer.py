@@ -59,8 +59,8 @@ class DetokenizerLoop:
         self._streams: dict[int, TextStream] = {}
         self._touched: dict[int, TextStream] = {}
         self._failures: list[TextOutput] = []
-        self._aborts: list[int] = []
-        self._complete: list[int] = []
+        self._aborts: dict[int, bool] = {}
+        """Requests that the engine is to stop, and whether a stop string ended them."""
         self._leaving = False
 
     @property
@@ -72,7 +72,7 @@ class DetokenizerLoop:
         """Serve until told to leave. `outboxes` are the senders behind this loop, flushed while it sleeps."""
         poller = Poller(inboxes, outboxes)
         while not self._leaving:
-            for inbox in poller.wait(RETRY_SECONDS if self._aborts or self._complete or self._failures else None):
+            for inbox in poller.wait(RETRY_SECONDS if self._aborts or self._failures else None):
                 for message in inbox.receive():
                     self.handle(message)
             self.flush()
@@ -103,7 +103,7 @@ class DetokenizerLoop:
             self._touched, self._failures = {}, []
             for frontend, outputs in batches.items():
                 self._deliver(frontend, outputs)
-        if self._aborts or self._complete:
+        if self._aborts:
             self._send_aborts()
 
     def _open(self, message: Open) -> None:
@@ -112,7 +112,7 @@ class DetokenizerLoop:
         except Exception as error:
             logger.exception("request %d cannot be turned into text", message.request_id)
             self._failures.append(_failure(message.request_id, _explain(error)))
-            self._aborts.append(message.request_id)
+            self._aborts[message.request_id] = False
 
     def _take(self, output: TokenOutput) -> None:
         """One request's share of a step; of a request that has ended or was given up, nothing is said."""
@@ -128,11 +128,11 @@ class DetokenizerLoop:
             stream.fail(_explain(error))
             stream.cut_short = False
             if output.finish is None:
-                self._aborts.append(request_id)
+                self._aborts[request_id] = False
         if stream.ended:
             del self._streams[request_id]
             if stream.cut_short:
-                self._complete.append(request_id)
+                self._aborts[request_id] = True
 
     def _forget_all(self) -> None:
         """A new engine: what an earlier one had open will never end by itself."""
@@ -142,7 +142,6 @@ class DetokenizerLoop:
             self._touched[request_id] = stream
         self._streams.clear()
         self._aborts.clear()
-        self._complete.clear()
 
     def _forget_frontend(self, left: AbortFrontend) -> None:
         for streams in (self._streams, self._touched):
@@ -171,17 +170,19 @@ class DetokenizerLoop:
     def _give_up(self, outputs: list[TextOutput]) -> None:
         for output in outputs:
             if self._streams.pop(output.request_id, None) is not None:
-                self._aborts.append(output.request_id)
+                self._aborts[output.request_id] = False
 
     def _send_aborts(self) -> None:
-        for request_ids, complete in ((self._aborts, False), (self._complete, True)):
+        for complete in (False, True):
+            request_ids = tuple(request_id for request_id, ended in self._aborts.items() if ended is complete)
             if not request_ids:
                 continue
             try:
-                self._to_engine.send(Abort(tuple(request_ids), complete))
+                self._to_engine.send(Abort(request_ids, complete))
             except Backpressure:
                 return  # they go with the next flush; until then their tokens are ignored
-            request_ids.clear()
+            for request_id in request_ids:
+                del self._aborts[request_id]
 
 
 def _failure(request_id: int, error: ErrorParts) -> TextOutput:

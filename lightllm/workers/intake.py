@@ -98,6 +98,7 @@ class Intake:
         """Token id sequences of each word: after a line break, as a text of its own and after a space, as far as they
         differ; spaces in front of it do not count. Raises InvalidRequest."""
         found: dict[tuple[int, ...], None] = {}
+        line_break = self._read("\n") if words else ()
         for word in words:
             text = word.lstrip(" ")
             alone = self._read(text)
@@ -107,7 +108,10 @@ class Intake:
             if len(alone) > 1 and self._tokenizer.token_text(alone[0]) == " ":
                 alone = alone[1:]  # the tokenizer put a space in front, which within a text need not be there
             ways: list[tuple[int, ...]] = []
-            for ids in (self._after_break(text), alone, self._read(" " + text)):
+            after_break = self._read("\n" + text)
+            if after_break[: len(line_break)] != line_break:
+                after_break = ()  # the two share a token
+            for ids in (after_break[len(line_break) :], alone, self._read(" " + text)):
                 if 0 < len(ids) <= MAX_BAD_WORD_TOKENS and not any(ids[-len(way) :] == way for way in ways):
                     ways.append(ids)
             found |= dict.fromkeys(ways)
@@ -115,11 +119,6 @@ class Intake:
 
     def _read(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def _after_break(self, text: str) -> tuple[int, ...]:
-        """Tokens of `text` after a line break, where no tokenizer puts a space; none if the two share a token."""
-        line_break, both = self._read("\n"), self._read("\n" + text)
-        return both[len(line_break) :] if both[: len(line_break)] == line_break else ()
 
 
 def check_text_len(text: str, tokenizer: Tokenizer, max_model_len: int | None) -> None:
